@@ -1,0 +1,36 @@
+# `make demo` and `make test` need nothing but Python 3.10+ and pip; they set up .venv themselves.
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+export PYTHONUNBUFFERED := 1
+
+.PHONY: setup demo test test-slow lint bench schema clean
+
+setup: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -c env_setup/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN) demo.py
+
+test: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+test-slow: setup
+	$(RUN) -m pytest -m slow
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy OpenSciDraw train_OpenSciDraw_loop.py
+
+bench: setup
+	$(RUN) benchmarks/run_all.py
+
+schema: setup
+	$(RUN) docs/update_config_table.py
+
+clean:
+	rm -rf $(VENV) runs data

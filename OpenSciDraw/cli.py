@@ -1,0 +1,172 @@
+"""`scienceflow`: one thin function per stage. Everything heavy is imported inside them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from OpenSciDraw import __version__
+from OpenSciDraw.errors import UserError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 done, 2 something to mend in what was given, other codes as the command says."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command: Command = arguments.command
+    try:
+        return command(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scienceflow",
+        description="Figures -> encoded samples -> a trained adapter -> figures and numbers.",
+        epilog="A run in two commands: scienceflow encode CONFIG.py; scienceflow train CONFIG.py",
+    )
+    parser.add_argument("--version", action="version", version=f"scienceflow {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_config_commands(commands)
+    _add_result_commands(commands)
+    return parser
+
+
+def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    config = _command(commands, "config", _config, "print the resolved config and where each value was set")
+    config.add_argument("config", nargs="?", metavar="CONFIG", help="Python config file")
+    config.add_argument("--schema", action="store_true", help="print every key: type, unit, default, meaning")
+    _add_overrides(config)
+
+    encode = _command(commands, "encode", _encode, "figures -> encoded samples on disk (continues where it stopped)")
+    encode.add_argument("config", metavar="CONFIG", help="Python config file")
+    _add_overrides(encode)
+
+    verify = _command(commands, "verify", _verify, "check encoded samples and decode some of them to pictures")
+    verify.add_argument("target", metavar="CONFIG_OR_STORE", help="Python config file, or a folder of encoded samples")
+    verify.add_argument("--samples", type=_count, default=16, metavar="N", help="pictures to decode (default: 16)")
+    verify.add_argument("--out", metavar="DIR", help="folder for the pictures (default: verify/ in the store)")
+    _add_overrides(verify)
+
+    train = _command(commands, "train", _train, "train (the same command resumes a run)")
+    train.add_argument("config", metavar="CONFIG", help="Python config file")
+    _add_overrides(train)
+
+
+def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = _command(commands, "sample", _sample, "draw figures with a trained run")
+    sample.add_argument("run", metavar="RUN", help="run folder or one of its checkpoints")
+    sample.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="what to draw; several texts too")
+    sample.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from (default: nothing)")
+    sample.add_argument("--width", type=_count, metavar="PX", help="default: as in validation")
+    sample.add_argument("--height", type=_count, metavar="PX", help="default: as in validation")
+    sample.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
+    sample.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
+    sample.add_argument("--num", type=_count, default=1, metavar="N", help="pictures of each prompt (default: 1)")
+    sample.add_argument("--out", metavar="DIR", help="folder for the pictures (default: samples/ beside the adapter)")
+
+    export = _command(commands, "export", _export, "write a trained adapter for other programs")
+    export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint or adapter file")
+    export.add_argument("--format", choices=("diffusers", "comfyui", "both"), default="both", help="default: both")
+    export.add_argument("--out", metavar="DIR", help="folder for the files (default: export/ beside the adapter)")
+    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+
+    draw = _command(commands, "draw", _draw, "figures drawn by the program, with captions and ground truth")
+    draw.add_argument("out", metavar="OUT", help="folder to write to")
+    draw.add_argument("--count", type=_count, required=True, metavar="N", help="number of figures")
+    draw.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="the same seed draws the same figures (default: 0)"
+    )
+    draw.add_argument("--size", type=_count, default=256, metavar="PX", help="longer side (default: 256)")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, meaning: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg_options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="override config keys: train_batch_size=2 dataset.num_workers=4",
+    )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+# -- the stages --------------------------------------------------------------------------------
+def _config(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.config_file import format_config, load_config, schema_table
+
+    if not arguments.schema and arguments.config is None:
+        raise UserError("scienceflow config needs a config file (or --schema for the table of all keys).")
+    if arguments.schema:
+        print(schema_table(), end="")
+    if arguments.config is not None:
+        print(format_config(load_config(arguments.config, arguments.cfg_options)), end="")
+    return 0
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.config_file import load_config
+
+    config = load_config(arguments.config, arguments.cfg_options)
+    from OpenSciDraw import encode
+
+    return encode.main(config)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.target.endswith(".py"):  # refused here, before torch is imported
+        from OpenSciDraw.config_file import load_config
+
+        load_config(arguments.target, arguments.cfg_options)
+    from OpenSciDraw import encode
+
+    return encode.verify_main(arguments.target, arguments.samples, arguments.out, arguments.cfg_options)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import train_OpenSciDraw_loop
+
+    options = ["--cfg_options", *arguments.cfg_options] if arguments.cfg_options else []
+    return train_OpenSciDraw_loop.main([arguments.config, *options])
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw import sample
+
+    return sample.main(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw import export
+
+    return export.main(arguments)
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.datasets import drawn
+
+    drawn.write_folder(arguments.out, arguments.count, arguments.seed, arguments.size)
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What must agree between the keys of a config, each with what to do about it."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from OpenSciDraw.registry import DATASETS, MODELS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
+
+if TYPE_CHECKING:
+    from OpenSciDraw.config import Config
+
+FIGURE_DATASET = "FigureDataset"  # figures encoded while training; every other dataset reads encoded rows
+MIN_PRODIGY_RATE, MAX_PRODIGY_RATE = 0.1, 10.0
+MAX_ADAM_RATE = 0.1
+
+Problem = tuple[tuple[str, ...], str]  # the keys concerned, the one to change first, and what to say
+
+
+class CrossFieldError(ValueError):
+    """Keys that are right alone and wrong together."""
+
+    def __init__(self, problems: list[Problem]):
+        super().__init__("\n".join(f"{keys[0]}: {message}" for keys, message in problems))
+        self.problems = problems
+
+
+def require_agreement(config: Config) -> None:
+    """Raises CrossFieldError with everything that does not agree."""
+    checks = (_not_in_this_version, _registered_names, _optimizer, _platform, _adapter, _data, _validation)
+    problems = [problem for check in checks for problem in check(config)]
+    if problems:
+        raise CrossFieldError(problems)
+
+
+def _not_in_this_version(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    if not config.use_lora:
+        found.append((("use_lora",), "training all weights is not in this version. Set use_lora = True."))
+    if config.use_ema:
+        found.append((("use_ema",), "averaged weights are not in this version. Set use_ema = False."))
+    if config.bnb_quantization_config_path is not None:
+        name = "bnb_quantization_config_path"
+        found.append(((name,), f"a quantised base is not in this version. Set {name} = None."))
+    if config.offload:
+        found.append((("offload",), "offloading to the CPU is not in this version. Set offload = False."))
+    return found
+
+
+def _registered_names(config: Config) -> list[Problem]:
+    asked = [
+        ("model_type", MODELS, config.model_type),
+        ("dataset.type", DATASETS, config.dataset.type),
+        ("data_sampler.type", SAMPLERS, config.data_sampler.type),
+        ("train_iteration_func_name", TRAIN_ITERATION_FUNCS, config.train_iteration_func_name),
+        ("validation_func_name", VALIDATION_FUNCS, config.validation_func_name),
+    ]
+    found: list[Problem] = []
+    for name, registry, value in asked:
+        message = registry.problem(value)
+        if message:
+            found.append(((name,), message))
+    expected = MODELS.class_literal(config.model_type, "transformer_class")
+    if config.transformer_cfg is not None and expected is not None and config.transformer_cfg.type != expected:
+        message = f"{config.transformer_cfg.type!r} is not the transformer of {config.model_type!r}: {expected!r}."
+        found.append((("transformer_cfg.type", "model_type"), message + " Correct it or leave transformer_cfg out."))
+    return found
+
+
+def _optimizer(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    rate = config.learning_rate
+    if config.optimizer == "prodigy":
+        if not MIN_PRODIGY_RATE <= rate <= MAX_PRODIGY_RATE:
+            message = f"{rate:g} with prodigy, which multiplies its own rate by this. Set learning_rate = 1.0."
+            found.append((("learning_rate", "optimizer"), message))
+        if config.scale_lr:
+            found.append((("scale_lr", "optimizer"), "prodigy finds the rate itself. Set scale_lr = False."))
+        if config.use_8bit_adam:
+            message = "8-bit state exists for AdamW only. Set use_8bit_adam = False or optimizer = 'AdamW'."
+            found.append((("use_8bit_adam", "optimizer"), message))
+    elif rate >= MAX_ADAM_RATE:
+        message = f"{rate:g} is too high for AdamW (below {MAX_ADAM_RATE}). Set e.g. 1e-4, or optimizer = 'prodigy'."
+        found.append((("learning_rate", "optimizer"), message))
+    steps, warmup = config.max_train_steps, config.lr_warmup_steps
+    if config.lr_scheduler != "constant" and steps is not None and warmup > steps:
+        message = f"{warmup} is more than max_train_steps = {steps}: the rate would never be reached. Set fewer."
+        found.append((("lr_warmup_steps", "max_train_steps"), message))
+    return found
+
+
+def _platform(config: Config) -> list[Problem]:
+    if config.mixed_precision == "bf16" and (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        message = "'bf16' is not supported on Apple Silicon (MPS). Set mixed_precision = 'fp16'."
+        return [(("mixed_precision",), message)]
+    return []
+
+
+def _adapter(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    if config.fuse_pretrained_lora and config.pretrained_lora_ckpt_path is None:
+        message = "there is nothing to fuse. Set pretrained_lora_ckpt_path, or fuse_pretrained_lora = False."
+        found.append((("fuse_pretrained_lora", "pretrained_lora_ckpt_path"), message))
+    for name in ("train_iteration_func_name", "validation_func_name"):
+        value = config.train_iteration_func_name if name.startswith("train") else config.validation_func_name
+        if "fulltune" in value and config.use_lora:
+            found.append(
+                (
+                    (name, "use_lora"),
+                    f"{value!r} trains all weights, but use_lora is True. Use the LoRA name.",
+                )
+            )
+    if config.push_to_hub and not config.hub_model_id:
+        message = "where to is missing. Set hub_model_id = 'owner/name', or push_to_hub = False."
+        found.append((("push_to_hub", "hub_model_id"), message))
+    return found
+
+
+def _data(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    data, name = config.dataset, config.train_iteration_func_name
+    online = data.type == FIGURE_DATASET
+    if config.use_parquet_dataset == online:
+        message = f"{config.use_parquet_dataset} contradicts dataset.type = {data.type!r}. Set it to {not online}."
+        found.append((("use_parquet_dataset", "dataset.type"), message))
+    elif name.endswith("_train_iteration_func" if config.use_parquet_dataset else "_func_parquet"):
+        message = f"{name!r} does not go with dataset.type = {data.type!r} ('_parquet' = encoded rows). Leave it out."
+        found.append((("train_iteration_func_name", "dataset.type"), message))
+    if online and data.figures is None:
+        found.append(
+            (
+                ("dataset", "dataset.type"),
+                "FigureDataset needs figures: dataset = dict(..., figures='my_figures/').",
+            )
+        )
+    if online and config.text == "stored":
+        found.append((("text", "dataset.type"), "FigureDataset has no stored text. Set text = 'online'."))
+    if not online and "base_dir" not in data.model_fields_set:
+        found.append((("dataset",), "base_dir is missing: dataset = dict(type=..., base_dir='/path/to/data')."))
+    if not online and (data.figures or data.resolution):
+        message = f"only for {FIGURE_DATASET}; to encode figures beforehand set encode = dict(figures=...)."
+        found.append((("dataset.figures" if data.figures else "dataset.resolution", "dataset.type"), message))
+    if data.num_workers not in (None, config.dataloader_num_workers):
+        message = f"{data.num_workers}, but dataloader_num_workers = {config.dataloader_num_workers}. Set one of them."
+        found.append((("dataset.num_workers", "dataloader_num_workers"), message))
+    if config.data_sampler.batch_size not in (None, config.train_batch_size):
+        message = (
+            f"{config.data_sampler.batch_size}, but train_batch_size = {config.train_batch_size}. Set one of them."
+        )
+        found.append((("data_sampler.batch_size", "train_batch_size"), message))
+    return found
+
+
+def _validation(config: Config) -> list[Problem]:
+    prompts, sizes = len(config.validation_prompts), len(config.resolution_list)
+    if sizes in (0, 1, prompts):
+        return []
+    message = f"{sizes} sizes for {prompts} validation_prompts. Give one [width, height] for each, one for all, or []."
+    return [(("resolution_list", "validation_prompts"), message)]

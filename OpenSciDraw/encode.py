@@ -1,0 +1,330 @@
+"""`scienceflow encode`: figures -> store, sharded and resumable; `scienceflow verify`: is a store what it says?
+
+What goes into which shard is a function of the list of figures alone, so any number of processes can
+work on it side by side (shard i belongs to process i mod n) without talking to each other, and a run
+that was killed goes on where it stopped: only the shard in flight is encoded twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from OpenSciDraw.config import Config, EncodeConfig
+from OpenSciDraw.datasets.buckets import Bucket, best_bucket, fit
+from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.store import (
+    EMPTY_PROMPT, FIGURE_PARTS, FIGURE_SCHEMA, TEXT_PARTS, TEXT_SCHEMA, Contract, Row, StoreTable, index_path, read_shard_info, require_space,
+    text_key, write_shard,
+)  # fmt: skip
+
+_LOG = logging.getLogger("OpenSciDraw")
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that encode; from the environment that `accelerate launch` sets."""
+
+    rank: int = int(os.environ.get("RANK", "0"))
+    world_size: int = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank: int = int(os.environ.get("LOCAL_RANK", "0"))
+
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard's content: its path and a hash of what belongs into it."""
+
+    path: Path
+    items: Sequence[Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A figure ready for the VAE: pixels (3, H, W) uint8 of exactly its bucket's size."""
+
+    ref: FigureRef
+    bucket: Bucket
+    placement: tuple[int, int, int, int]
+    aspect_ratio: float
+    pixels: Tensor
+
+
+def store_folder(config: Config) -> Path:
+    return Path(config.dataset.base_dir).expanduser() / config.dataset.parquet_base_path
+
+
+def main(config: Config) -> int:
+    """Encode `config.encode.figures` into the store of `config.dataset`. Returns the exit code.
+
+    Raises:
+        UserError: no figures, no room on the disk, a store that was made in another way.
+    """
+    encode, folder, place = config.encode, store_folder(config), Place()
+    refs, rejected = list_figures(encode.figures, encode.image_column, encode.caption_column, encode.max_figures)
+    _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), encode.figures, len(rejected))
+    captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
+    figure_work = _plan(folder / "figures", refs, encode.samples_per_shard, lambda ref: [ref.id, ref.caption, ref.size_bytes])
+    text_work = _plan(folder / "text", captions, encode.samples_per_shard, lambda caption: caption)
+    _refuse_strangers(folder, figure_work, text_work)
+
+    model = build_model(config, place.device())
+    model.load_vae()
+    contract = model.contract()
+    picture = {"resolution": encode.resolution, "fit": "scaled into the bucket, padded with the border colour"}
+    figures_contract = replace(contract, text={}, picture=picture)
+    text_contract = replace(contract, latents={})
+    todo_text = _todo(text_work, text_contract, TEXT_PARTS, place)
+    todo_figures = _todo(figure_work, figures_contract, FIGURE_PARTS, place)
+    _announce(model, encode, folder, todo_text, todo_figures, place)
+
+    if todo_text:
+        model.load_text_encoder()
+        _encode_captions(model, todo_text, text_contract, encode.batch_size)
+        model.free_text_encoder()
+    _encode_figures(model, todo_figures, figures_contract, encode)
+    _summarise(folder, figure_work, text_work, rejected, place)
+    return 0
+
+
+# -- what is to do -------------------------------------------------------------------------------
+def _plan(folder: Path, items: Sequence[Any], size: int, identity: Any) -> list[Work]:
+    works = []
+    for number, start in enumerate(range(0, len(items), size)):
+        part = items[start : start + size]
+        digest = hashlib.sha256(json.dumps([identity(item) for item in part]).encode()).hexdigest()[:16]
+        works.append(Work(folder / f"{number:05d}.parquet", part, digest))
+    return works
+
+
+def _refuse_strangers(folder: Path, *plans: list[Work]) -> None:
+    """A shard that the list of figures does not explain would be trained on unseen."""
+    planned = {work.path for plan in plans for work in plan}
+    strangers = [p for part in ("figures", "text") for p in sorted((folder / part).glob("[0-9]*.parquet")) if p not in planned]
+    if strangers:
+        raise UserError(
+            f"{folder} holds {len(strangers)} shard(s) that do not belong to this list of figures (first: {strangers[0]}): "
+            "the list is shorter than it was, or samples_per_shard changed. Encode into another folder, or delete them."
+        )
+
+
+def _todo(plan: list[Work], contract: Contract, parts: Sequence[str], place: Place) -> list[Work]:
+    """This process's shards that are missing or hold other figures than they should."""
+    todo = []
+    for number, work in enumerate(plan):
+        info = read_shard_info(work.path) if work.path.exists() else None
+        if info is not None:
+            contract.require(info.contract, parts, work.path)
+            if info.facts["work"] == work.digest:
+                continue
+            _LOG.info("%s: its figures or captions have changed: encoded again", work.path)
+        if number % place.world_size == place.rank:
+            todo.append(work)
+    return todo
+
+
+def _announce(
+    model: FigureModel, encode: EncodeConfig, folder: Path, text: list[Work], figures: list[Work], place: Place
+) -> None:
+    """Print the expected size before anything is encoded; refuse when the disk is too small."""
+    captions, pictures = sum(len(w.items) for w in text), sum(len(w.items) for w in figures)
+    latent = 2 * math.prod(model.latent_shape(encode.resolution, encode.resolution))
+    row = 2 * math.prod(model.text_shape()) if captions else 0
+    parts = [
+        f"{pictures} figures x {latent / 1e6:.3f} MB of latents = {pictures * latent / 1e9:.3f} GB",
+        f"{captions} captions x {row / 1e6:.3f} MB of text = {captions * row / 1e9:.3f} GB",
+    ]
+    _LOG.info("process %d of %d still has to write: %s", place.rank, place.world_size, "; ".join(parts))
+    require_space(folder, (pictures * latent + captions * row) * place.world_size, parts)
+
+
+# -- captions ----------------------------------------------------------------------------------
+def _encode_captions(model: FigureModel, todo: list[Work], contract: Contract, batch_size: int) -> None:
+    with tqdm(total=sum(len(w.items) for w in todo), desc="captions", unit="caption") as bar:
+        for work in todo:
+            write_shard(work.path, TEXT_SCHEMA, _caption_rows(model, work.items, batch_size, bar), contract, {"work": work.digest})
+
+
+def _caption_rows(model: FigureModel, captions: Sequence[str], batch_size: int, bar: tqdm) -> Iterator[Row]:
+    for start in range(0, len(captions), batch_size):
+        batch = captions[start : start + batch_size]
+        for caption, tensor in zip(batch, model.encode_prompts(batch), strict=True):
+            yield Row({"key": text_key(caption), "caption": caption}, tensor)
+        bar.update(len(batch))
+
+
+# -- figures -----------------------------------------------------------------------------------
+class _Decoder:
+    """Decodes and fits one figure, in a data worker."""
+
+    def __init__(self, refs: Sequence[FigureRef], encode: EncodeConfig):
+        self.refs, self.encode = refs, encode
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: int) -> Prepared | Rejection:
+        ref = self.refs[index]
+        try:
+            return prepare(ref, self.encode)
+        except RejectedFigure as error:
+            return Rejection(ref.id, ref.source, str(error))
+
+
+def prepare(ref: FigureRef, encode: EncodeConfig) -> Prepared:
+    """Decode a figure and fit it into its bucket. Raises RejectedFigure."""
+    image = load_figure(
+        ref, max_image_pixels=encode.max_image_pixels, min_side=encode.min_side, max_aspect_ratio=encode.max_aspect_ratio
+    )
+    bucket = best_bucket(image.width, image.height, encode.resolution)
+    fitted, placement = fit(image, bucket)
+    pixels = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).contiguous()
+    return Prepared(ref, bucket, placement, image.height / image.width, pixels)
+
+
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 (…) -> float in [-1, 1], as the pipelines' image processors do."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def _encode_figures(model: FigureModel, todo: list[Work], contract: Contract, encode: EncodeConfig) -> None:
+    refs = [ref for work in todo for ref in work.items]
+    loader = DataLoader(
+        _Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
+        prefetch_factor=16 if encode.num_workers else None,
+    )  # fmt: skip
+    decoded = iter(loader)  # one stream over all shards: workers decode the next shard while this one is written
+    with tqdm(total=len(refs), desc="figures", unit="figure") as bar:
+        for work in todo:
+            prepared: list[Prepared] = []
+            rejections: list[Rejection] = []
+            for _ in work.items:
+                item = next(decoded)
+                (rejections if isinstance(item, Rejection) else prepared).append(item)  # type: ignore[arg-type]
+            facts = {"work": work.digest, "rejected": [vars(rejection) for rejection in rejections]}
+            write_shard(work.path, FIGURE_SCHEMA, _figure_rows(model, prepared, encode.batch_size, bar), contract, facts)
+            bar.update(len(rejections))
+
+
+def _figure_rows(model: FigureModel, prepared: list[Prepared], batch_size: int, bar: tqdm) -> Iterator[Row]:
+    """Rows of one shard, bucket by bucket, so that the VAE works on full batches and reading finds neighbours."""
+    by_bucket: defaultdict[Bucket, list[Prepared]] = defaultdict(list)
+    for item in prepared:
+        by_bucket[item.bucket].append(item)
+    for bucket in sorted(by_bucket):
+        items = by_bucket[bucket]
+        if bucket.height % model.pixel_multiple or bucket.width % model.pixel_multiple:
+            raise UserError(
+                f"{model.requested_source.name} needs sides that are multiples of {model.pixel_multiple} px, the bucket "
+                f"{bucket.height} x {bucket.width} is not one. Choose a larger encode.resolution."
+            )
+        for start in range(0, len(items), batch_size):
+            batch = items[start : start + batch_size]
+            pixels = torch.stack([item.pixels for item in batch])
+            latents = model.encode_images(to_model_range(pixels.to(model.device)))
+            yield from (_figure_row(item, tensor) for item, tensor in zip(batch, latents, strict=True))
+            bar.update(len(batch))
+
+
+def _figure_row(item: Prepared, latents: Tensor) -> Row:
+    columns = {
+        "id": item.ref.id,
+        "caption": item.ref.caption,
+        "text_key": text_key(item.ref.caption),
+        "bucket_w": item.bucket.width,
+        "bucket_h": item.bucket.height,
+        "aspect_ratio": item.aspect_ratio,
+        "placement": list(item.placement),
+    }
+    return Row(columns, latents)
+
+
+def _summarise(folder: Path, figures: list[Work], text: list[Work], rejected: Sequence[Rejection], place: Place) -> None:
+    """The last process to finish writes rejected.jsonl; it needs no word from the others."""
+    unfinished = sum(not index_path(work.path).exists() for work in [*figures, *text])
+    if unfinished:
+        _LOG.info("process %d is done; %d shard(s) are still with other processes", place.rank, unfinished)
+        return
+    infos = [info for work in figures if (info := read_shard_info(work.path)) is not None]
+    all_rejected = [*rejected, *(Rejection(**r) for info in infos for r in info.facts["rejected"])]
+    write_rejected(folder / "rejected.jsonl", all_rejected)
+    rows = sum(info.facts["rows"] for info in infos)
+    _LOG.info("%s: %d figures in %d shards, %d captions", folder, rows, len(infos), sum(len(w.items) for w in text))
+    if all_rejected:
+        reasons: defaultdict[str, int] = defaultdict(int)
+        for rejection in all_rejected:
+            reasons[rejection.reason.split(":")[0]] += 1
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1]))
+        _LOG.info("%d figures rejected (%s): %s", len(all_rejected), folder / "rejected.jsonl", counts)
+    if not rows:
+        raise UserError(f"Every figure was rejected: see {folder / 'rejected.jsonl'}.")
+
+
+# -- verify ------------------------------------------------------------------------------------
+def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[str]) -> int:
+    """Check every shard against its checksum and contract, and decode `samples` figures to pictures.
+
+    `target` is a config file (then its model decodes the pictures and its contract is compared) or a store
+    folder (checks alone). Returns 1 when something is damaged.
+    """
+    config: Config | None = None
+    if target.endswith(".py"):
+        from OpenSciDraw.config_file import load_config
+
+        config = load_config(target, overrides)
+    folder = store_folder(config) if config is not None else Path(target)
+    tables = {"latents": StoreTable(folder / "figures", FIGURE_PARTS)}
+    if (folder / "text").is_dir():
+        tables["text"] = StoreTable(folder / "text", TEXT_PARTS)
+    problems: list[str] = []
+    for part, table in tables.items():
+        for shard in tqdm(range(len(table.shards)), desc=f"verify {part}", unit="shard"):
+            try:
+                table.verify_shard(shard)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+        _LOG.info("%s: %d rows in %d shards, statistics of the first: %s", part, len(table), len(table.shards),
+                  table.infos[0].facts["statistics"])  # fmt: skip
+    for problem in problems:
+        _LOG.error("damaged: %s", problem)
+    if config is not None:
+        model = build_model(config, Place().device())
+        model.load_vae()
+        for part, table in tables.items():
+            model.contract().require(table.contract, (part,), folder)
+        _decode_samples(model, tables["latents"], samples, Path(out) if out else folder / "verify")
+    _LOG.info("%s: %s", folder, f"{len(problems)} damaged shard(s)" if problems else "every shard is what was written")
+    return 1 if problems else 0
+
+
+def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> None:
+    """Decode evenly spaced rows and write them with their captions."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = np.unique(np.linspace(0, len(table) - 1, min(samples, len(table))).astype(int)).tolist()
+    for row in rows:
+        picture = model.decode(model.normalize(table.tensor(row).float()[None].to(model.device)))[0]
+        pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        name = f"{row:07d}"
+        Image.fromarray(pixels).crop(tuple(table.value("placement", row))).save(out / f"{name}.png")
+        (out / f"{name}.txt").write_text(f"{table.value('id', row)}\n{table.value('caption', row)}\n")
+    _LOG.info("%d pictures decoded from the store: %s", len(rows), out)

@@ -1,0 +1,323 @@
+"""FigureModel: all that training, encoding, validation and export may know about a model.
+
+Shapes: B batch, (H, W) pixels, (C, h, w) the VAE's raw latents, (Cn, hn, wn) the normalised latents
+that the transformer denoises (hn * wn tokens), L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.registry import MODELS
+from OpenSciDraw.store import Contract
+
+if TYPE_CHECKING:
+    from OpenSciDraw.config import Config
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Prompt embeddings of a batch.
+
+    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full.
+    """
+
+    embeds: Tensor
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> TextBatch:
+        mask = None if self.mask is None else self.mask.to(device)
+        return TextBatch(self.embeds.to(device, dtype), mask)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's files come from: a hub id, a local folder, or `embedded:NAME`."""
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+    cache_dir: str | None = None
+    token: str | None = field(default=None, repr=False)  # never printed
+
+    def resolve(self) -> ModelSource:
+        """Replace an `embedded:` name by the folder that holds it; check that a local path exists."""
+        if self.name.startswith("embedded:"):
+            from OpenSciDraw.models.embedded import embedded_folder
+
+            return replace(self, name=str(embedded_folder(self.name.removeprefix("embedded:"))), revision=None)
+        looks_local = self.name.startswith((".", "/", "~")) or self.name.count("/") != 1
+        folder = Path(self.name).expanduser()
+        if folder.exists():
+            if not (folder / "model_index.json").exists():
+                raise UserError(
+                    f"pretrained_model_name_or_path = {self.name!r} is a folder without model_index.json. "
+                    "Expected a diffusers model folder (transformer/, vae/, text_encoder/, tokenizer/, scheduler/)."
+                )
+            return replace(self, name=str(folder))
+        if looks_local:
+            raise UserError(
+                f"pretrained_model_name_or_path = {self.name!r}: no such folder, and not a hub id (owner/name) "
+                "or an embedded:NAME."
+            )
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.name).is_dir()
+
+
+def load_component(cls: Any, source: ModelSource, subfolder: str, **kwargs: Any) -> Any:
+    """`cls.from_pretrained` with errors that say what to do.
+
+    Raises:
+        UserError: gated repository, missing or wrong token, no network, missing files.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    where = f"{subfolder}/ of {source.name}" + (f" at revision {source.revision}" if source.revision else "")
+    if not source.is_local:
+        kwargs |= {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+    if source.variant is not None:
+        kwargs["variant"] = source.variant
+    try:
+        return cls.from_pretrained(source.name, subfolder=subfolder, **kwargs)
+    except (OSError, HfHubHTTPError) as error:
+        chain: list[BaseException] = []
+        link: BaseException | None = error
+        while link is not None and link not in chain:
+            chain.append(link)
+            link = link.__cause__ or link.__context__
+        text = " ".join(str(e) for e in chain).lower()
+        if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text or "401" in text or "403" in text:
+            raise UserError(
+                f"Cannot load {where}: the repository is gated or the access token is missing or not allowed.\n"
+                f"  1. Open https://huggingface.co/{source.name} and accept its licence.\n"
+                "  2. Run `hf auth login` (older: `huggingface-cli login`), or set HF_TOKEN in the environment."
+            ) from error
+        if any(isinstance(e, (RepositoryNotFoundError,)) for e in chain):
+            raise UserError(f"Cannot load {where}: no such repository (or it is private: log in, see HF_TOKEN).") from error
+        hint = (
+            "The files are not in the local cache and the hub cannot be reached."
+            if any(isinstance(e, LocalEntryNotFoundError) for e in chain) or "connect" in text
+            else "Check the name, the revision and the folder's files."
+        )
+        raise UserError(f"Cannot load {where}: {hint}\n  {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Short hash that changes with a component's weights, read without loading them.
+
+    Covers the config, every tensor's name, dtype and shape, and 64 bytes at the start, middle and end
+    of each tensor in the folder's safetensors files. None when the folder holds no safetensors.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    rows: list[str] = []
+    for path in files:
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if header_size > 100_000_000:
+                raise UserError(f"{path}: not a safetensors file (header of {header_size} bytes).")
+            header = json.loads(file.read(header_size))
+            for name, info in header.items():
+                if name == "__metadata__":
+                    continue
+                start, end = info["data_offsets"]
+                windows = []
+                for at in (start, (start + end) // 2, max(start, end - 64)):
+                    file.seek(8 + header_size + at)
+                    windows.append(file.read(min(64, end - at)).hex())
+                rows.append(f"{name} {info['dtype']} {info['shape']} {windows}")
+    for row in sorted(rows):  # independent of how the tensors are spread over files
+        digest.update(row.encode())
+    return digest.hexdigest()[:16]
+
+
+class FigureModel(ABC):
+    """One model family. Components are loaded when asked for and can be freed one by one.
+
+    The peak of memory stays low in this order: `load_text_encoder`, encode prompts,
+    `free_text_encoder`, then `load_transformer`.
+    """
+
+    family: ClassVar[str]
+    transformer_class: ClassVar[str]
+    pipeline_class: ClassVar[type]
+
+    def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
+        self.requested_source = source
+        self.source = source.resolve()
+        self.max_sequence_length = max_sequence_length
+        self.weight_dtype = weight_dtype
+        self.device = torch.device("cpu")
+        self._vae: nn.Module | None = None
+        self._pipeline_vae: nn.Module | None = None
+        self._transformer: nn.Module | None = None
+        self._text_encoder: Any = None
+
+    # -- components ---------------------------------------------------------------------------
+    @property
+    def vae(self) -> Any:
+        if self._vae is None:
+            raise RuntimeError("call load_vae() first")
+        return self._vae
+
+    def pipeline_vae(self) -> Any:
+        """The VAE in the dtype in which the released pipeline runs it; encoding keeps its own in fp32."""
+        if self.vae.dtype == self.weight_dtype:
+            return self.vae
+        if self._pipeline_vae is None:
+            self._pipeline_vae = copy.deepcopy(self.vae).to(self.weight_dtype)
+        return self._pipeline_vae
+
+    @property
+    def transformer(self) -> Any:
+        """The module that `velocity` calls: as loaded, or as wrapped by accelerate."""
+        if self._transformer is None:
+            raise RuntimeError("call load_transformer() first")
+        return self._transformer
+
+    @transformer.setter
+    def transformer(self, module: nn.Module) -> None:
+        self._transformer = module
+
+    @property
+    def text_encoder(self) -> Any:
+        if self._text_encoder is None:
+            raise RuntimeError("call load_text_encoder() first")
+        return self._text_encoder
+
+    @abstractmethod
+    def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
+        """Load the VAE (frozen, eval), in fp32 unless told otherwise, on `self.device`."""
+
+    @abstractmethod
+    def load_transformer(self) -> None:
+        """Load the transformer (frozen, eval) in `weight_dtype` on `self.device`."""
+
+    @abstractmethod
+    def load_text_encoder(self) -> None:
+        """Load tokenizer and text encoder (frozen, eval) in `weight_dtype` on `self.device`."""
+
+    def free_text_encoder(self) -> None:
+        self._text_encoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # -- figures and prompts in ---------------------------------------------------------------
+    @property
+    @abstractmethod
+    def pixel_multiple(self) -> int:
+        """Width and height of a picture must be multiples of this (pixels per token side)."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w): posterior mode, not normalised."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Prompts -> one (L, D) tensor each, as stored and as given to `collate_text`."""
+
+    @abstractmethod
+    def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
+        """Stored (L, D) rows -> the batch that `velocity` takes."""
+
+    @abstractmethod
+    def text_shape(self) -> tuple[int, int]:
+        """(L, D) of the longest text row, read from configs alone: for estimates of size."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the raw latents of an (H, W) picture; the VAE must be loaded."""
+
+    # -- the forward --------------------------------------------------------------------------
+    @abstractmethod
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) -> what the transformer denoises (B, Cn, hn, wn), fp32."""
+
+    @abstractmethod
+    def decode(self, normalized: Tensor) -> Tensor:
+        """Normalised latents (B, Cn, hn, wn) -> pixels (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch) -> Tensor:
+        """Predicted noise - clean at noise level sigma (B,) in [0, 1]; (B, Cn, hn, wn) as `noisy`."""
+
+    # -- inference ----------------------------------------------------------------------------
+    @abstractmethod
+    def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
+        """The pipeline's noise levels (steps + 1,), descending to 0, for a picture of `tokens` tokens."""
+
+    @abstractmethod
+    def pipeline(self, transformer: nn.Module) -> Any:
+        """The diffusers pipeline around `transformer`; prompts go in as embeddings."""
+
+    @abstractmethod
+    def sample(
+        self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
+        guidance: float, seeds: Sequence[int],
+    ) -> list[Any]:
+        """Pictures (PIL) from the family's own pipeline, one for each (L, D) prompt row and seed."""
+
+    @abstractmethod
+    def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
+        """LoRA tensors in diffusers names -> the original repository's names that ComfyUI loads, with alpha."""
+
+    # -- contract -----------------------------------------------------------------------------
+    @abstractmethod
+    def family_contract(self) -> dict[str, dict[str, Any]]:
+        """The facts of the family that decide what an encoded row means: {"latents": {…}, "text": {…}}."""
+
+    def contract(self) -> Contract:
+        """How rows encoded by this model are made; stored in every shard and compared before training."""
+        parts = self.family_contract()
+        for part, component in (("latents", "vae"), ("text", "text_encoder")):
+            folder = self._component_folder(component)
+            parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
+        origin = {"source": self.requested_source.name, "revision": self.requested_source.revision}
+        return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
+
+    def _component_folder(self, part: str) -> Path | None:
+        """The folder of a component's files on this machine, or None when it is not here."""
+        if self.source.is_local:
+            return Path(self.source.name) / part
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            self.source.name, f"{part}/config.json", cache_dir=self.source.cache_dir, revision=self.source.revision
+        )
+        return Path(found).parent if isinstance(found, str) else None
+
+
+def build_model(config: Config, device: torch.device | None = None) -> FigureModel:
+    """The FigureModel that `config.model_type` names; nothing is loaded yet."""
+    import os
+
+    source = ModelSource(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+        token=config.huggingface_token or os.environ.get("HF_TOKEN"),
+    )
+    model_class = MODELS.get(config.model_type)
+    model: FigureModel = model_class(source, config.max_sequence_length, DTYPES[config.mixed_precision])
+    if device is not None:
+        model.device = device
+    return model

@@ -1,0 +1,249 @@
+"""FLUX.2-klein (base 9B and 4B): everything that is true of this family alone.
+
+Reference: diffusers `Flux2KleinPipeline`; tests/test_flux2_klein.py holds each function here against it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor, nn
+from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.registry import MODELS
+
+TEXT_LAYERS = (9, 18, 27)  # hidden states of Qwen3 that are concatenated (Flux2KleinPipeline.encode_prompt)
+TEMPLATE = "qwen3-chat: one user turn, add_generation_prompt, enable_thinking=False"
+
+# diffusers name -> original name (the repository of Black Forest Labs, used by ComfyUI)
+_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+_DOUBLE = {
+    "attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj",
+    "ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2",
+}  # fmt: skip
+_FUSED = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+_OUTER = {
+    "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+}  # fmt: skip
+
+
+@MODELS.register("Flux2Klein")
+class Flux2Klein(FigureModel):
+    """FLUX.2-klein-base: `black-forest-labs/FLUX.2-klein-base-9B` (gated) and `…-4B`."""
+
+    family = "Flux2Klein"
+    transformer_class = "Flux2Transformer2DModel"
+    pipeline_class = Flux2KleinPipeline
+
+    # -- components ---------------------------------------------------------------------------
+    def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
+        vae = load_component(AutoencoderKLFlux2, self.source, "vae", torch_dtype=dtype)
+        self._vae = vae.to(self.device).eval().requires_grad_(False)
+
+    def load_transformer(self) -> None:
+        transformer = load_component(
+            Flux2Transformer2DModel, self.source, "transformer", torch_dtype=self.weight_dtype
+        )
+        if transformer.config.guidance_embeds:
+            raise UserError(
+                f"{self.source.name} has a guidance embedding, so it is FLUX.2-dev or a distilled model. "
+                "Train on FLUX.2-klein-base-9B or -4B."
+            )
+        self._transformer = transformer.to(self.device).eval().requires_grad_(False)
+
+    def load_text_encoder(self) -> None:
+        self._tokenizer = load_component(Qwen2TokenizerFast, self.source, "tokenizer")
+        encoder = load_component(Qwen3ForCausalLM, self.source, "text_encoder", dtype=self.weight_dtype)
+        if len(encoder.model.layers) < TEXT_LAYERS[-1]:
+            raise UserError(
+                f"text_encoder of {self.source.name} has {len(encoder.model.layers)} layers; FLUX.2-klein reads the "
+                f"hidden states {TEXT_LAYERS}. Use the Qwen3 that belongs to the model."
+            )
+        # Only layers up to 27 are ever read: the rest (a quarter of Qwen3-8B), the final norm and the
+        # vocabulary projection are not kept, which changes no hidden state that is used.
+        encoder.model.layers = encoder.model.layers[: TEXT_LAYERS[-1]]
+        encoder.model.norm = nn.Identity()
+        self._text_encoder = encoder.model.to(self.device).eval().requires_grad_(False)
+
+    # -- figures and prompts in ---------------------------------------------------------------
+    @property
+    def pixel_multiple(self) -> int:
+        return 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)  # VAE stride x 2x2 patch
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mode()
+
+    def _tokenize(self, prompts: Sequence[str]) -> Any:
+        texts = [
+            self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+            for prompt in prompts
+        ]
+        lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
+        if max(lengths) > self.max_sequence_length:
+            logging.getLogger("OpenSciDraw").warning(
+                "%d of %d prompts are longer than max_sequence_length = %d tokens (longest %d) and are cut, "
+                "as the pipeline does",
+                sum(n > self.max_sequence_length for n in lengths), len(prompts), self.max_sequence_length, max(lengths),
+            )  # fmt: skip
+        return self._tokenizer(
+            texts, return_tensors="pt", padding="max_length", padding_side="right", truncation=True,
+            max_length=self.max_sequence_length,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
+        inputs = self._tokenize(prompts).to(self.device)
+        states = self.text_encoder(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states  # fmt: skip
+        embeds = torch.stack([states[k] for k in TEXT_LAYERS], dim=2)  # (B, L, 3, hidden)
+        # Pad rows are kept: the transformer has no text mask, so it reads them, and they depend on the prompt.
+        return list(embeds.flatten(2))
+
+    def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
+        wrong = {tuple(row.shape) for row in rows if row.shape[0] != self.max_sequence_length}
+        if wrong:
+            raise UserError(
+                f"prompt embeddings of shape {sorted(wrong)}: FLUX.2-klein keeps its pad rows, so each must have "
+                f"max_sequence_length = {self.max_sequence_length} rows. Set max_sequence_length to what the data "
+                "was encoded with, or encode again."
+            )
+        return TextBatch(torch.stack(list(rows)))
+
+    def text_shape(self) -> tuple[int, int]:
+        config = load_component(Qwen3Config, self.source, "text_encoder")
+        return self.max_sequence_length, len(TEXT_LAYERS) * config.hidden_size
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        stride = self.pixel_multiple // 2
+        return self.vae.config.latent_channels, height // stride, width // stride
+
+    # -- the forward --------------------------------------------------------------------------
+    def _bn(self) -> tuple[Tensor, Tensor]:
+        bn, eps = self.vae.bn, self.vae.config.batch_norm_eps
+        mean = bn.running_mean.view(1, -1, 1, 1).float()
+        return mean, torch.sqrt(bn.running_var.view(1, -1, 1, 1).float() + eps)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        mean, std = self._bn()
+        patches = Flux2KleinPipeline._patchify_latents(latents.to(self.device, torch.float32))
+        return (patches - mean) / std
+
+    @torch.no_grad()
+    def decode(self, normalized: Tensor) -> Tensor:
+        mean, std = self._bn()
+        latents = Flux2KleinPipeline._unpatchify_latents(normalized.float() * std + mean)
+        return self.vae.decode(latents.to(self.vae.dtype)).sample
+
+    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch) -> Tensor:
+        batch, _, height, width = noisy.shape
+        # int64 ids: in bf16 only 513 of the first 1024 positions stay distinct
+        img_ids = Flux2KleinPipeline._prepare_latent_ids(noisy).to(noisy.device)
+        txt_ids = Flux2KleinPipeline._prepare_text_ids(text.embeds).to(noisy.device)
+        out = self.transformer(
+            hidden_states=Flux2KleinPipeline._pack_latents(noisy).to(self.weight_dtype),
+            encoder_hidden_states=text.embeds.to(self.weight_dtype),
+            timestep=sigma,  # the transformer multiplies by 1000 itself
+            img_ids=img_ids,
+            txt_ids=txt_ids,
+            guidance=None,
+            return_dict=False,
+        )[0]
+        return out.transpose(1, 2).reshape(batch, -1, height, width)
+
+    # -- inference ----------------------------------------------------------------------------
+    def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        return load_component(FlowMatchEulerDiscreteScheduler, self.source, "scheduler")
+
+    def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
+        scheduler = self._scheduler()
+        sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
+        scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps))
+        return scheduler.sigmas
+
+    def pipeline(self, transformer: nn.Module) -> Flux2KleinPipeline:
+        pipe = Flux2KleinPipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def sample(
+        self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
+        guidance: float, seeds: Sequence[int],
+    ) -> list[Any]:  # fmt: skip
+        embeds = torch.stack(list(prompt_rows)).to(self.device, self.weight_dtype)
+        negative = negative_row.to(embeds).expand_as(embeds)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return pipe(
+            prompt_embeds=embeds, negative_prompt_embeds=negative, width=width, height=height,
+            num_inference_steps=steps, guidance_scale=guidance, generator=generators,
+        ).images  # fmt: skip
+
+    # -- export and contract ------------------------------------------------------------------
+    def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
+        """Names `lora_unet_<module>.{lora_down,lora_up}.weight` and `.alpha`, as ComfyUI reads them.
+
+        The original model fuses q, k, v into one matrix: their three adapters become one of rank 3r,
+        A stacked, B block-diagonal, alpha 3 x alpha, which is exactly the same update.
+        """
+        modules = sorted({name.rsplit(".lora_", 1)[0] for name in layers})
+        pairs = {m: (layers[f"{m}.lora_A.weight"], layers[f"{m}.lora_B.weight"]) for m in modules}
+        out: dict[str, Tensor] = {}
+
+        def put(name: str, down: Tensor, up: Tensor, scale_alpha: float) -> None:
+            key = "lora_unet_" + name.replace(".", "_")
+            out[f"{key}.lora_down.weight"], out[f"{key}.lora_up.weight"] = down.contiguous(), up.contiguous()
+            out[f"{key}.alpha"] = torch.tensor(scale_alpha, dtype=torch.float32)
+
+        for module, (down, up) in pairs.items():
+            kind, _, rest = module.partition(".")
+            index, _, layer = rest.partition(".")
+            if kind == "single_transformer_blocks":
+                put(f"single_blocks.{index}.{_SINGLE[layer]}", down, up, alpha)
+            elif kind == "transformer_blocks" and layer in _DOUBLE:
+                put(f"double_blocks.{index}.{_DOUBLE[layer]}", down, up, alpha)
+            elif module in _OUTER:
+                put(_OUTER[module], down, up, alpha)
+            elif kind != "transformer_blocks":
+                raise UserError(f"LoRA on {module!r} has no counterpart in the original names; export --format diffusers.")
+        for block in sorted({m.split(".")[1] for m in modules if m.startswith("transformer_blocks.")}, key=int):
+            for fused, parts in _FUSED.items():
+                names = [f"transformer_blocks.{block}.{part}" for part in parts]
+                if not any(name in pairs for name in names):
+                    continue
+                width_out, width_in = next((pairs[n][1].shape[0], pairs[n][0].shape[1]) for n in names if n in pairs)
+                zero = (torch.zeros(rank, width_in), torch.zeros(width_out, rank))  # a part that was not trained
+                three = [pairs.get(n, zero) for n in names]
+                down = torch.cat([a.to(three[0][0].dtype) for a, _ in three])
+                put(f"double_blocks.{block}.{fused}", down, torch.block_diag(*(b for _, b in three)), 3 * alpha)
+        return out
+
+    def family_contract(self) -> dict[str, dict[str, Any]]:
+        latents = {"vae": "AutoencoderKLFlux2", "latents": "posterior mode, raw (before patchify and BatchNorm)"}
+        text = {
+            "text_encoder": "Qwen3ForCausalLM",
+            "layers": list(TEXT_LAYERS),
+            "template": TEMPLATE,
+            "padding": "max_length, pad rows kept",
+            "max_sequence_length": self.max_sequence_length,
+        }
+        return {"latents": latents, "text": text}

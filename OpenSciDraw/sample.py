@@ -1,0 +1,90 @@
+"""`scienceflow sample RUN --prompt …`: figures from a trained run, through the family's own pipeline."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from OpenSciDraw import flow
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.export import Adapter, read_adapter
+from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
+
+_LOG = logging.getLogger("OpenSciDraw")
+
+
+@torch.no_grad()
+def sample_normalized(
+    model: FigureModel, text: TextBatch, negative: TextBatch, noise: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """Euler sampling with true classifier-free guidance by `FigureModel.velocity`, (B, Cn, hn, wn) -> the same.
+
+    The proof that `velocity` is what the family's pipeline computes: from the same noise it gives the
+    pipeline's picture (tests/test_flux2_klein.py). Metrics that need latents, not pictures, use it too.
+    """
+    sigmas = model.inference_sigmas(noise.shape[-2] * noise.shape[-1], steps).to(noise.device)
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.to(noisy.dtype)
+        wanted = model.velocity(noisy, level, text)
+        if guidance <= 1:
+            return wanted
+        unwanted = model.velocity(noisy, level, negative)
+        return unwanted + guidance * (wanted - unwanted)
+
+    return flow.integrate(velocity, noise, sigmas)
+
+
+def load_for_inference(adapter: Adapter, prompts: Sequence[str], negative: str) -> tuple[FigureModel, list[Tensor]]:
+    """The run's model with its adapter, and the embeddings of `prompts` and of `negative` (last)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(adapter.config, device)
+    model.load_text_encoder()
+    rows = [row.cpu() for prompt in [*prompts, negative] for row in model.encode_prompts([prompt])]
+    model.free_text_encoder()
+    model.load_vae()
+    model.load_transformer()
+    return model, rows
+
+
+def main(arguments: Namespace) -> int:
+    """Draw `--num` pictures of each prompt into `--out`, with a grid of all.
+
+    Raises:
+        UserError: sizes that the model cannot draw.
+    """
+    adapter = read_adapter(arguments.run)
+    config = adapter.config
+    model, rows = load_for_inference(adapter, arguments.prompt, arguments.negative_prompt or "")
+    pipe = model.pipeline(model.transformer)
+    pipe.load_lora_weights(str(adapter.file.parent), weight_name=adapter.file.name)
+    default = resolutions(config)[:1] or [(config.encode.resolution, config.encode.resolution)]
+    width, height = arguments.width or default[0][0], arguments.height or default[0][1]
+    multiple = model.pixel_multiple
+    if width % multiple or height % multiple:
+        raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
+    guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
+    out = Path(arguments.out) if arguments.out else adapter.file.parent / "samples"
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
+    pictures = []
+    for at, number in tqdm(jobs, desc="pictures", unit="picture"):
+        picture = model.sample(
+            pipe, [rows[at]], rows[-1], width=width, height=height, steps=arguments.steps or config.num_inference_steps,
+            guidance=guidance, seeds=[arguments.seed + number],
+        )[0]  # fmt: skip
+        path = out / f"{at:02d}_seed{arguments.seed + number}.png"
+        picture.save(path)
+        pictures.append(picture)
+        print(path)
+    if len(pictures) > 1:
+        grid(pictures, columns=arguments.num if arguments.num > 1 else None).save(out / "grid.png")
+        print(out / "grid.png")
+    return 0

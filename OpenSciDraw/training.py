@@ -1,0 +1,315 @@
+"""Everything that the training loop needs, built in the order that keeps the memory peak low."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.config_file import save_config
+from OpenSciDraw.datasets.arxiv_parquet import BatchReader
+from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.flow import keyed_generator
+from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
+from OpenSciDraw.store import Contract
+from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
+from OpenSciDraw.utils import checkpoint, optim, trainable
+from OpenSciDraw.utils.run_log import RunLog
+from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
+from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
+
+_LOG = logging.getLogger("OpenSciDraw")
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped by a signal after a checkpoint; run the same command again
+Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """accelerate, with the config's values: an accelerate file or environment cannot change them unseen."""
+    trackers = [] if config.report_to is None else config.report_to if isinstance(config.report_to, list) else [config.report_to]
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        log_with=[name for name in trackers if name != "none"] or None,
+        project_dir=str(Path(config.model_output_dir) / config.logging_dir),
+    )
+    real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision)
+    asked = (config.gradient_accumulation_steps, config.mixed_precision)
+    if real != asked:
+        raise UserError(f"accelerate runs with (accumulation, precision) = {real}, the config asks for {asked}. Correct its file.")
+    return accelerator
+
+
+class Training:
+    """One run: model, data, optimizer, log and place, and what the loop does with them."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.output_dir = Path(config.model_output_dir)
+        self.resume_from = checkpoint.find_checkpoint(self.output_dir, config.resume_from_checkpoint)
+        there = checkpoint.list_checkpoints(self.output_dir)
+        if there and self.resume_from is None:
+            raise UserError(
+                f"{self.output_dir} holds {len(there)} checkpoint(s) of an earlier run and resume_from_checkpoint is None. "
+                "Set resume_from_checkpoint = 'latest' to go on, or choose another model_output_dir."
+            )
+        self.accelerator = build_accelerator(config)
+        self._prepare_torch()
+        self.model = build_model(config, self.accelerator.device)
+        self.objective: Objective = TRAIN_ITERATION_FUNCS.get(config.train_iteration_func_name)
+        self.validator = VALIDATION_FUNCS.get(config.validation_func_name)
+        self._build_data()
+        self._encode_prompts()
+        self._build_transformer()
+        self.step, self.micro_step, self.stop_signal = 0, 0, 0
+        self._bad: dict[str, str] = {}
+        self._resume()
+        self._open_log()
+
+    # -- building -----------------------------------------------------------------------------
+    def _prepare_torch(self) -> None:
+        set_seed(self.config.seed)
+        torch.backends.cuda.matmul.allow_tf32 = self.config.allow_tf32
+        torch.backends.cudnn.allow_tf32 = self.config.allow_tf32
+        if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    def _build_data(self) -> None:
+        config, place = self.config, self.accelerator
+        dataset_class = DATASETS.get(config.dataset.type)
+        self.dataset = dataset_class(**config.dataset_arguments())
+        self._check_contract(self.dataset.contract)
+        self.held_out = self.dataset.held_out(config.held_out_examples)
+        keep = torch.ones(len(self.dataset), dtype=torch.bool)
+        keep[torch.from_numpy(self.held_out)] = False
+        rows = keep.nonzero().flatten().numpy()
+        sampler = config.data_sampler
+        self.sampler = SAMPLERS.get(sampler.type)(
+            self.dataset.bucket_of[rows], rows=rows, batch_size=config.train_batch_size,
+            num_replicas=place.num_processes, rank=place.process_index, drop_last=sampler.drop_last,
+            shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,
+        )  # fmt: skip
+        workers = config.dataloader_num_workers
+        self.loader = DataLoader(
+            BatchReader(self.dataset), batch_size=None, sampler=self.sampler, num_workers=workers,
+            persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
+            pin_memory=place.device.type == "cuda",
+        )  # fmt: skip
+        if place.is_main_process:
+            self.sampler.log_size()
+
+    def _check_contract(self, found: Contract | None) -> None:
+        wanted, where = self.model.contract(), Path(self.config.dataset.base_dir) / self.config.dataset.parquet_base_path
+        parts = ("latents", "text") if self.config.text == "stored" else ("latents",)
+        if found is not None:
+            wanted.require(found, parts, where)
+        elif self.config.use_parquet_dataset:
+            declared = self.config.dataset.contract
+            for key, value in (declared or {}).items():
+                known = {**wanted.latents, **wanted.text, "family": wanted.family}
+                if key not in known or known[key] != value:
+                    raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {known.get(key, 'no such field')!r}.")
+            _LOG.warning(
+                "%s carries no contract: nothing but widths and shapes could be checked against this model. %s", where,
+                f"Taken on the config's word: {declared}." if declared else "Declare dataset.contract to state how it was made.",
+            )  # fmt: skip
+
+    def _encode_prompts(self) -> None:
+        """Text encoder -> prompts -> free, before the transformer takes the memory; kept when captions are encoded online."""
+        config, empty = self.config, self.dataset.empty_text()
+        prompts = list(config.validation_prompts)
+        negative = config.negative_prompt or ""
+        online = config.text == "online" or not config.use_parquet_dataset
+        if online or prompts or empty is None:
+            self.model.load_text_encoder()
+            rows = [self.model.encode_prompts([prompt])[0].cpu() for prompt in [*prompts, negative, ""]]
+            self.prompts = PromptSet(prompts, rows[:-2], rows[-2])
+            empty = rows[-1] if empty is None else empty
+            if not online:
+                self.model.free_text_encoder()
+        else:
+            self.prompts = PromptSet([], [], empty)
+        self.empty_text = empty
+
+    def _build_transformer(self) -> None:
+        config, model, accelerator = self.config, self.model, self.accelerator
+        model.load_vae()
+        model.load_transformer()
+        transformer = model.transformer
+        trainable.load_pretrained(transformer, config)
+        self.layers = trainable.add_lora(transformer, config, seed=config.seed)
+        trainable.load_pretrained_adapter(transformer, config)
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        self.parameters = trainable.trainable_parameters(transformer)
+        self.effective_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        optimizer = optim.build_optimizer(config, self.parameters.values(), self.effective_batch)
+        steps_of_epochs = config.num_train_epochs * len(self.sampler) // config.gradient_accumulation_steps
+        self.total_steps = max(1, min(config.max_train_steps, steps_of_epochs)) if config.max_train_steps else steps_of_epochs
+        self.schedule = optim.build_schedule(config, optimizer, self.total_steps)
+        model.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
+        model.transformer.train()
+
+    def _open_log(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.output_dir / "config.py")
+        if accelerator.log_with:
+            accelerator.init_trackers(config.tracker_name, init_kwargs={"wandb": {"name": config.run_name}})
+        accelerator.wait_for_everyone()
+        self.log = RunLog(self.output_dir, accelerator, self.total_steps, self.step)
+        trained = sum(p.numel() for p in self.parameters.values())
+        if accelerator.is_main_process:
+            _LOG.info(
+                "training %s: LoRA on %d layers, %.2f M trained parameters (fp32); %d rows (+ %d held out)",
+                type(accelerator.unwrap_model(self.model.transformer)).__name__, len(self.layers), trained / 1e6,
+                len(self.dataset) - len(self.held_out), len(self.held_out),
+            )  # fmt: skip
+            _LOG.info(
+                "effective batch %d = %d a rank x %d accumulated x %d rank(s), %s; steps %d to %d",
+                self.effective_batch, config.train_batch_size, config.gradient_accumulation_steps,
+                accelerator.num_processes, accelerator.mixed_precision, self.step, self.total_steps,
+            )  # fmt: skip
+
+    # -- the loop's verbs ----------------------------------------------------------------------
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches from the resumed place on, epoch after epoch, until the last step is done."""
+        while self.step < self.total_steps:
+            iterator = iter(self.loader)
+            while self.step < self.total_steps:
+                start = time.perf_counter()
+                batch = next(iterator, None)
+                if batch is None:
+                    self.sampler.set_epoch(self.sampler.epoch + 1)
+                    break
+                self.log.waited(time.perf_counter() - start)
+                self.sampler.position += 1
+                self._quarantine(batch)
+                yield batch
+
+    def place(self) -> Place:
+        """Where the next micro-step stands; also seeds torch, so that LoRA dropout depends on the place alone."""
+        place = Place(self.config.seed, self.micro_step, self.accelerator.process_index, self.accelerator.num_processes)
+        if self.config.lora_dropout:
+            torch.manual_seed(keyed_generator("dropout", *vars(place).values()).initial_seed())
+        return place
+
+    @property
+    def bad_rows(self) -> int:
+        return len(self._bad)
+
+    def _quarantine(self, batch: Batch) -> None:
+        for bad in batch.bad:
+            if bad.id not in self._bad:
+                self._bad[bad.id] = bad.reason
+                _LOG.warning("unreadable row %s left out: %s", bad.id, bad.reason)
+                line = json.dumps({"id": bad.id, "reason": bad.reason, "rank": self.accelerator.process_index})
+                with (self.output_dir / "quarantine.jsonl").open("a") as file:
+                    file.write(line + "\n")
+        if len(self._bad) > self.config.max_bad_rows_fraction * len(self.dataset):
+            raise UserError(
+                f"{len(self._bad)} of {len(self.dataset)} rows cannot be read, more than max_bad_rows_fraction = "
+                f"{self.config.max_bad_rows_fraction}. They are listed in {self.output_dir / 'quarantine.jsonl'}."
+            )
+
+    def watch_signals(self) -> None:
+        """On SIGTERM or SIGINT: finish the step, save, leave with EXIT_PREEMPTED; a second one stops at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        signal.signal(signal.SIGTERM, note)
+        signal.signal(signal.SIGINT, note)
+
+    def must_stop(self) -> bool:
+        """True on every rank once any rank got a signal."""
+        if self.accelerator.num_processes == 1:
+            return bool(self.stop_signal)
+        flag = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+
+    def validate(self) -> None:
+        """Held-out loss and pictures, in the metrics and in validation_images/."""
+        start = time.perf_counter()
+        values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
+        values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
+        if values:
+            self.log.metrics(self.step, values)
+        self.log.exclude_time(time.perf_counter() - start)
+
+    # -- state ---------------------------------------------------------------------------------
+    def save_checkpoint(self) -> None:
+        """One checkpoint of this step, from rank 0; the others wait."""
+        start = time.perf_counter()
+        if self.accelerator.is_main_process:
+            with checkpoint.CheckpointWriter(self.output_dir, self.step) as folder:
+                self._save_lora(folder)
+                state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+                scaler = self.accelerator.scaler
+                checkpoint.save_tree(folder / "optimizer", state | ({"scaler": scaler.state_dict()} if scaler else {}))
+                (folder / "trainer_state.json").write_text(json.dumps(self._state(), indent=1))
+            checkpoint.delete_old(self.output_dir, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+        self.log.exclude_time(time.perf_counter() - start)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "micro_step": self.micro_step,
+            "sampler": self.sampler.state_dict(),
+            "effective_batch": self.effective_batch,
+            "parameters": list(self.parameters),
+        }
+
+    def _save_lora(self, folder: Path) -> None:
+        transformer = self.accelerator.unwrap_model(self.model.transformer)
+        self.model.pipeline_class.save_lora_weights(
+            folder,
+            transformer_lora_layers=trainable.lora_state(transformer),
+            transformer_lora_adapter_metadata=trainable.lora_metadata(transformer),
+        )
+
+    def _resume(self) -> None:
+        if self.resume_from is None:
+            return
+        folder = self.resume_from
+        state = json.loads((folder / "trainer_state.json").read_text())
+        if state["parameters"] != list(self.parameters):
+            raise UserError(f"{folder} trained {len(state['parameters'])} tensors, this config {len(self.parameters)}: check lora_layers and rank.")
+        self.sampler.load_state_dict(state["sampler"])
+        transformer = self.accelerator.unwrap_model(self.model.transformer)
+        trainable.load_lora_state(transformer, trainable.read_lora(folder / checkpoint.LORA_FILE), folder)
+        trees = checkpoint.load_tree(folder / "optimizer")
+        self.optimizer.load_state_dict(trees["optimizer"])
+        self.schedule.load_state_dict(trees["schedule"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(trees["scaler"])
+        self.step, self.micro_step = state["step"], state["micro_step"]
+        _LOG.info("resumed from %s at step %d", folder, self.step)
+
+    def finish(self) -> None:
+        """The final adapter into model_output_dir itself."""
+        if self.accelerator.is_main_process:
+            self._save_lora(self.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.log.close()

@@ -1,0 +1,113 @@
+"""What a run says of itself: metrics.jsonl always, a tracker by choice, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from OpenSciDraw import flow
+from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput
+
+
+class RunLog:
+    """Collects between two logging steps and writes one line for them.
+
+    Metrics: `loss` (mean of this step on rank 0), `train_loss` (mean over all samples since the last line,
+    accumulation and ranks), `loss_sigma_0.0-0.1` … (unweighted, by noise level), `lr` (effective), `grad_norm`,
+    `images_per_second` (all ranks), `data_wait_share` (of the wall time, rank 0), `memory_gb` (peak, rank 0),
+    `bad_rows` (so far, rank 0).
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, total_steps: int, first_step: int):
+        self.accelerator = accelerator
+        self.path = folder / "metrics.jsonl"
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True,
+            disable=not accelerator.is_main_process, mininterval=1.0 if sys.stderr.isatty() else 10.0,
+        )  # fmt: skip
+        if accelerator.is_main_process and first_step:
+            self._write({"event": "resumed", "step": first_step})
+        self._reset()
+
+    def _reset(self) -> None:
+        device = self.accelerator.device
+        self._bins = torch.zeros(2, flow.SIGMA_BINS, dtype=torch.float64, device=device)  # loss sums, counts
+        self._weighted = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, samples
+        self._step_loss: list[Tensor] = []
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Time that this rank spent waiting for its next batch."""
+        self._waited += seconds
+
+    def micro_step(self, output: LossOutput) -> None:
+        """Add one micro-step; no synchronisation with the device."""
+        where = flow.sigma_bin(output.sigma)
+        losses = output.per_sample.double()
+        self._bins[0].index_add_(0, where, losses)
+        self._bins[1].index_add_(0, where, torch.ones_like(losses))
+        count = len(losses)
+        self._weighted += torch.stack([output.loss.detach().double() * count, torch.full_like(losses[0], count)])
+        self._step_loss.append(output.loss.detach())
+
+    def optimizer_step(self, step: int, every: int, lr: float, grad_norm: Tensor | None, bad_rows: int) -> None:
+        """Advance the bar; at each `every`-th step write the line."""
+        self.bar.update(1)
+        if step % every:
+            self._step_loss.clear()
+            return
+        sums: Tensor = self.accelerator.reduce(torch.cat([self._bins.flatten(), self._weighted]), reduction="sum")
+        bins, weighted = sums[:-2].view(2, -1), sums[-2:]
+        seconds = time.perf_counter() - self._since
+        metrics: dict[str, float] = {
+            "loss": torch.stack(self._step_loss).mean().item(),
+            "train_loss": (weighted[0] / weighted[1]).item(),
+            "lr": lr,
+            "images_per_second": weighted[1].item() / seconds,
+            "data_wait_share": self._waited / seconds,
+            "memory_gb": peak_memory_gb(self.accelerator.device),
+            "bad_rows": bad_rows,
+        }
+        if grad_norm is not None:
+            metrics["grad_norm"] = float(grad_norm)
+        for at, (total, count) in enumerate(bins.T.tolist()):
+            if count:
+                metrics[f"loss_sigma_{at / flow.SIGMA_BINS:.1f}-{(at + 1) / flow.SIGMA_BINS:.1f}"] = total / count
+        self.metrics(step, metrics)
+        self.bar.set_postfix(loss=f"{metrics['train_loss']:.4f}", lr=f"{lr:.2e}", img_s=f"{metrics['images_per_second']:.1f}")
+        self._reset()
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Write one line of metrics.jsonl and send it to the tracker (rank 0)."""
+        if self.accelerator.is_main_process:
+            self._write({"step": step, "time": round(time.time(), 3), **values})
+        self.accelerator.log(values, step=step)
+
+    def exclude_time(self, seconds: float) -> None:
+        """Take time that was not training (validation, checkpoints) out of the rates."""
+        self._since += seconds
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.accelerator.end_training()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory: of the GPU's allocator, or the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,0 +1,60 @@
+"""The loss on rows that are never trained on, at fixed noise and fixed noise levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from OpenSciDraw import flow
+from OpenSciDraw.config import Config
+from OpenSciDraw.datasets.arxiv_parquet import RowDataset
+from OpenSciDraw.models.base import FigureModel
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: FigureModel, dataset: RowDataset, rows: np.ndarray, config: Config, accelerator: Accelerator
+) -> dict[str, float]:
+    """Mean unweighted loss over `rows` at the QUANTILES of the training density of sigma, and at each of them.
+
+    Noise is keyed by (seed, sample) alone, so two steps, two runs and any number of ranks compare like with
+    like. Returns `held_out_loss` and, for each quantile, `held_out_loss_q<quantile>`.
+    """
+    if not len(rows):
+        return {}
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    quantiles = torch.tensor(QUANTILES)
+    sums = torch.zeros(len(QUANTILES) + 1, dtype=torch.float64, device=accelerator.device)
+    transformer = accelerator.unwrap_model(model.transformer)
+    was_training = transformer.training
+    transformer.eval()
+    wrapped, model.transformer = model.transformer, transformer  # no collectives: ranks have different batches
+    for index in mine.tolist():
+        batch = dataset.batch([index])
+        latents = batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels())
+        clean = model.normalize(latents)
+        shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
+        base = flow.sigma_of_quantile(
+            quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
+        )
+        sigma = flow.shift_sigma(base, shift)
+        text_rows: list[Tensor] = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+        text = model.collate_text([row.to(clean.device) for row in text_rows])
+        noise = flow.keyed_noise(config.seed, -1, batch.sample_ids, clean.shape[1:]).to(clean.device)
+        for at, level in enumerate(sigma.to(clean.device)):
+            level = level.expand(len(clean))
+            with accelerator.autocast():
+                predicted = model.velocity(flow.interpolate(clean, noise, level), level, text)
+            error = predicted.float() - flow.velocity_target(clean, noise)
+            sums[at] += error.pow(2).mean().double()
+    sums[-1] = len(mine)
+    model.transformer = wrapped
+    transformer.train(was_training)
+    total: Tensor = accelerator.reduce(sums, reduction="sum").cpu()
+    per_level = total[:-1] / total[-1]
+    names = [f"held_out_loss_q{q:.1f}" for q in QUANTILES]
+    return {"held_out_loss": per_level.mean().item(), **dict(zip(names, per_level.tolist(), strict=True))}

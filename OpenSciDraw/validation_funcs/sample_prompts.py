@@ -1,0 +1,95 @@
+"""Pictures for the config's prompts, from the family's own pipeline with the weights being trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.registry import VALIDATION_FUNCS
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Validation prompts with their embeddings (L, D), encoded once before the transformer loads."""
+
+    prompts: list[str]
+    rows: list[Tensor]
+    negative: Tensor
+
+
+def guidance_of(config: Config) -> float:
+    """`true_cfg_scale`, else `guidance_scale`, else `validation_guidance_scale`: here all mean true guidance."""
+    given = (config.true_cfg_scale, config.guidance_scale, config.validation_guidance_scale)
+    return next(value for value in given if value is not None)
+
+
+def resolutions(config: Config) -> list[tuple[int, int]]:
+    """(width, height) of each prompt's picture: one for all, one each, or the encoded resolution."""
+    given = [(int(w), int(h)) for w, h in config.resolution_list]
+    if not given:
+        side = config.encode.resolution
+        given = [(side, side)]
+    return given * len(config.validation_prompts) if len(given) == 1 else given
+
+
+def image_folder(config: Config, step: int) -> Path:
+    root = Path(config.image_output_dir or Path(config.model_output_dir) / "validation_images")
+    return root / f"step_{step:06d}"
+
+
+@VALIDATION_FUNCS.register(
+    "generic_validation_func",
+    "QwenImage_validation_func",
+    "Flux2Klein_fulltune_validation_func",
+    "Flux2Klein_fulltune_validation_func_parquet",
+    "QwenImage_fulltune_validation_func",
+    "QwenImage_fulltune_validation_func_parquet",
+)
+@torch.no_grad()
+def sample_prompts(
+    model: FigureModel, config: Config, prompts: PromptSet, step: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """Write `validation_images/step_NNNNNN/{index}.png` and `grid.png`; prompts are shared out over the ranks.
+
+    Seeds are fixed (`validation_seed` + index), so pictures of different steps differ by the weights alone;
+    shift, guidance and template are the pipeline's own. Nothing is communicated while a rank samples.
+    """
+    folder = image_folder(config, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    transformer = accelerator.unwrap_model(model.transformer)
+    was_training = transformer.training
+    transformer.eval()  # LoRA dropout is for training
+    pipe = model.pipeline(transformer)
+    sizes = resolutions(config)
+    for index in range(accelerator.process_index, len(prompts.prompts), accelerator.num_processes):
+        with accelerator.autocast():
+            image = model.sample(
+                pipe, [prompts.rows[index]], prompts.negative, width=sizes[index][0], height=sizes[index][1],
+                steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
+            )[0]  # fmt: skip
+        image.save(folder / f"{index:02d}.png")
+    transformer.train(was_training)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and prompts.prompts:
+        pictures = [Image.open(folder / f"{index:02d}.png") for index in range(len(prompts.prompts))]
+        grid(pictures).save(folder / "grid.png")
+    return {}
+
+
+def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
+    """Pictures in rows on white, each in a cell as large as the largest."""
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
+    sheet = Image.new("RGB", (columns * width + gap, math.ceil(len(pictures) / columns) * height + gap), "#cccccc")
+    for at, picture in enumerate(pictures):
+        sheet.paste(picture, (gap + at % columns * width, gap + at // columns * height))
+    return sheet

@@ -1,0 +1,104 @@
+"""Shared by all tests: the embedded model (real classes, small width) and small real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests start processes of their own; two torch pools stall each other
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    from OpenSciDraw.models.embedded import embedded_folder
+
+    return embedded_folder("flux2_klein_tiny")
+
+
+def make_model(dtype: torch.dtype = torch.float32, length: int = 64):  # type: ignore[no-untyped-def]
+    """The embedded klein with every component loaded."""
+    from OpenSciDraw.models.base import ModelSource
+    from OpenSciDraw.models.flux2_klein import Flux2Klein
+
+    model = Flux2Klein(ModelSource("embedded:flux2_klein_tiny"), length, dtype)
+    model.load_vae()
+    model.load_text_encoder()
+    model.load_transformer()
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny():  # type: ignore[no-untyped-def]
+    return make_model()
+
+
+RECOMMENDED = (
+    "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
+)
+BASE = {
+    "model_type": "Flux2Klein", "pretrained_model_name_or_path": "embedded:flux2_klein_tiny", "max_sequence_length": 64,
+    "mixed_precision": "no", "rank": 4, "lora_alpha": 8, "lora_layers": RECOMMENDED, "learning_rate": 1e-3,
+    "lr_warmup_steps": 0, "train_batch_size": 2, "num_train_epochs": 100, "max_train_steps": 4,
+    "gradient_checkpointing": False, "dataloader_num_workers": 0, "held_out_examples": 2, "logging_steps": 1,
+    "checkpointing_steps": 100, "validation_steps": 100, "num_inference_steps": 2, "report_to": "none",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def store_config(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A config's values with a store of 40 drawn figures behind them, encoded by the product."""
+    from OpenSciDraw import encode
+    from OpenSciDraw.config import Config
+
+    folder = tmp_path_factory.mktemp("data")
+    values = {
+        **BASE,
+        "dataset": {"type": "ArXiVParquetDatasetV2", "base_dir": str(folder), "parquet_base_path": "store"},
+        "encode": {"figures": "drawn:40", "resolution": 128, "samples_per_shard": 16, "num_workers": 0, "batch_size": 8},
+    }
+    assert encode.main(Config.model_validate(values)) == 0
+    return values
+
+
+def merged(values: dict, **changes: object) -> dict:
+    """`values` with `changes`; dicts merge key by key."""
+    out = dict(values)
+    for key, value in changes.items():
+        out[key] = {**out[key], **value} if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def write_config(path: Path, values: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{key} = {value!r}\n" for key, value in values.items()))
+    return path
+
+
+@pytest.fixture
+def fresh_accelerate():  # type: ignore[no-untyped-def]
+    """accelerate keeps its state in singletons and training takes the signals: give both back."""
+    import signal
+
+    from accelerate.state import AcceleratorState, GradientState
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
+    yield reset
+    reset()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""Exported LoRA files give, in other programs, the picture that training showed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import merged
+from diffusers import Flux2KleinPipeline
+from OpenSciDraw.config import Config
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.export import export
+from OpenSciDraw.training import Training
+from PIL import Image
+from safetensors import safe_open
+from train_OpenSciDraw_loop import train
+
+PROMPT = "The figure illustrates a flowchart with a blue box labelled 'Encoder'."
+
+
+@pytest.fixture(scope="module")
+def trained(store_config, tmp_path_factory):  # type: ignore[no-untyped-def]
+    """A finished run with strong weights, so that a lost adapter would be seen."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    folder = tmp_path_factory.mktemp("run")
+    values = merged(
+        store_config, model_output_dir=str(folder), learning_rate=2e-2, max_train_steps=6, num_inference_steps=4,
+        validation_prompts=[PROMPT], resolution_list=[[96, 64]], guidance_scale=2.0, validation_seed=7,
+    )  # fmt: skip
+    assert train(Training(Config.model_validate(values))) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return folder
+
+
+def draw(folder: Path, lora: Path | None) -> np.ndarray:
+    """The prompt by diffusers alone: from_pretrained, load_lora_weights, the pipeline's call."""
+    pipe = Flux2KleinPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
+    image = pipe(
+        prompt=PROMPT, width=96, height=64, num_inference_steps=4, guidance_scale=2.0, max_sequence_length=64,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]  # fmt: skip
+    return np.asarray(image).astype(int)
+
+
+def shown(run: Path, step: int) -> np.ndarray:
+    return np.asarray(Image.open(run / "validation_images" / f"step_{step:06d}" / "00.png")).astype(int)
+
+
+def test_validation_before_training_is_the_base_models_own_picture(trained: Path, tiny_folder: Path) -> None:
+    assert np.abs(draw(tiny_folder, None) - shown(trained, 0)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "comfyui"])
+def test_the_exported_lora_gives_the_picture_that_training_showed(kind, trained, tiny_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The ComfyUI file goes through diffusers' own reader of that naming: fused q, k, v must come apart exactly."""
+    (file,) = export(str(trained), tmp_path, (kind,), "fp32")
+    picture = draw(tiny_folder, file)
+    assert np.abs(picture - shown(trained, 6)).max() <= 1
+    assert np.abs(picture - draw(tiny_folder, None)).max() > 16  # the adapter matters
+
+
+def test_both_files_carry_alpha_rank_and_modelspec(trained: Path, tmp_path: Path) -> None:
+    diffusers, comfyui = export(str(trained), tmp_path, ("diffusers", "comfyui"), "bf16")
+    for file in (diffusers, comfyui):
+        with safe_open(file, "pt") as handle:
+            metadata = handle.metadata()
+            assert metadata["ss_network_dim"] == "4" and metadata["ss_network_alpha"] == "8"
+            assert metadata["modelspec.sai_model_spec"] == "1.0.1" and metadata["modelspec.architecture"]
+            alphas = [k for k in handle.keys() if k.endswith(".alpha")]
+            assert all(handle.get_tensor(k).dtype == torch.bfloat16 for k in handle.keys() if "lora_" in k and k not in alphas)
+            if file == comfyui:
+                keys = set(handle.keys())
+                assert handle.get_tensor("lora_unet_single_blocks_0_linear1.alpha").item() == 8
+                assert handle.get_tensor("lora_unet_double_blocks_0_img_attn_qkv.alpha").item() == 24  # three of rank 4
+                assert "lora_unet_double_blocks_1_txt_mlp_2.lora_down.weight" in keys
+
+
+def test_export_of_a_folder_without_a_run_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pytorch_lora_weights.safetensors"):
+        export(str(tmp_path), None, ("diffusers",), "fp32")
+
+
+def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) -> None:
+    from OpenSciDraw import sample
+
+    arguments = Namespace(
+        run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
+        seed=7, num=1, out=str(tmp_path),
+    )  # fmt: skip
+    assert sample.main(arguments) == 0
+    drawn = np.asarray(Image.open(tmp_path / "00_seed7.png")).astype(int)
+    assert np.abs(drawn - shown(trained, 6)).max() <= 1
+    arguments.width = 100
+    with pytest.raises(UserError, match="multiples of 8"):
+        sample.main(arguments)

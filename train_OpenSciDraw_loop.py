@@ -1,0 +1,76 @@
+"""Train. `python train_OpenSciDraw_loop.py CONFIG.py [--cfg_options key=value …]`, or by `accelerate launch`.
+
+This file is the loop alone; OpenSciDraw/training.py builds what it uses. To resume, run the same command.
+Exit codes: 0 done, 2 something to mend in the config or data, 75 stopped by a signal after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from OpenSciDraw.errors import UserError
+
+
+def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
+    """Batches -> loss -> step, with validation and checkpoints at their cadence. Returns the exit code."""
+    from OpenSciDraw.training import EXIT_PREEMPTED
+    from OpenSciDraw.train_iteration_funcs.flow_matching import check_finite
+    from OpenSciDraw.utils.optim import effective_rate
+
+    config, accelerator, parameters = run.config, run.accelerator, list(run.parameters.values())
+    run.watch_signals()
+    if run.step == 0:
+        run.validate()
+    for batch in run.batches():
+        with accelerator.accumulate(run.model.transformer):
+            with accelerator.autocast():
+                output = run.objective(run.model, batch, run.place(), config, run.empty_text)
+            accelerator.backward(output.loss)
+            check_finite(output, batch, run.step)  # after the launch of backward, so that a GPU is not kept waiting
+            grad_norm = None
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        run.micro_step += 1
+        run.log.micro_step(output)
+        if not accelerator.sync_gradients:
+            continue
+        run.schedule.step()
+        run.step += 1
+        run.log.optimizer_step(run.step, config.logging_steps, effective_rate(run.optimizer), grad_norm, run.bad_rows)
+        stop = run.must_stop()
+        if stop or run.step % config.checkpointing_steps == 0 or run.step == run.total_steps:
+            run.save_checkpoint()
+        if stop:
+            run.log.close()
+            return EXIT_PREEMPTED
+        if run.step % config.validation_steps == 0 or run.step == run.total_steps:
+            run.validate()
+    run.finish()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="Python config file")
+    parser.add_argument("--cfg_options", nargs="*", default=[], metavar="KEY=VALUE", help="override config keys")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        from OpenSciDraw.config_file import load_config
+
+        config = load_config(arguments.config, arguments.cfg_options)
+        from OpenSciDraw.training import Training
+
+        return train(Training(config))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
