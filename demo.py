@@ -1,6 +1,6 @@
 """`make demo`: figures -> store -> trained adapter -> pictures, end to end on a CPU, by the product's own commands.
 
-Everything it makes lies in runs/demo; delete that folder to start over. A second run resumes: nothing is
+All that it makes lies in runs/demo; delete that folder to start over. A second run resumes: nothing is
 encoded or trained twice.
 """
 
@@ -18,49 +18,89 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
+from OpenSciDraw.config import Config  # noqa: E402
 from OpenSciDraw.config_file import load_config  # noqa: E402
 from OpenSciDraw.datasets.drawn import draw_figure  # noqa: E402
 
 CONFIG = Path("configs/tiny/flux2klein_demo.py")
+UNSEEN_SEED = 1  # the config's validation prompts are captions of these figures; training draws from seed 0
 
 
-def run(*arguments: str) -> float:
-    """One of the product's commands, as a user would type it; returns its seconds."""
-    print(f"\n$ {' '.join(arguments)}", flush=True)
+def run(program: str, *arguments: str) -> float:
+    """One of the product's commands as a user would type it; returns its seconds."""
+    print(f"\n$ {program} {' '.join(arguments)}", flush=True)
     start = time.perf_counter()
-    program = [sys.executable, "-m", "OpenSciDraw.cli", *arguments[1:]] if arguments[0] == "scienceflow" else [sys.executable, *arguments[1:]]
-    code = subprocess.run(program, check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "OpenSciDraw.cli", *arguments], check=False).returncode
     if code:
-        sys.exit(f"stopped: {' '.join(arguments)} exited with {code}")
+        sys.exit(f"stopped: {program} {' '.join(arguments)} exited with {code}")
     return time.perf_counter() - start
 
 
-def metrics(run_dir: Path) -> list[dict]:
-    """Lines of metrics.jsonl; where a resumed run repeated a step, its last line counts."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return lines
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def comparison(config, run_dir: Path, out: Path) -> None:  # type: ignore[no-untyped-def]
-    """One row per validation prompt: the figure that the prompt describes, before training, after training."""
+def compare(config: Config, run_dir: Path, out: Path) -> None:
+    """One row per validation prompt: the figure that it describes, before training, after training."""
     folders = sorted((run_dir / "validation_images").glob("step_*"))
-    before, after = folders[0], folders[-1]
+    columns = {"reference": None, f"before ({folders[0].name})": folders[0], f"after ({folders[-1].name})": folders[-1]}
     side, gap, top = 256, 12, 34
-    count = len(config.validation_prompts)
-    sheet = Image.new("RGB", (3 * (side + gap) + gap, count * (side + gap) + gap + top), "white")
+    rows = len(config.validation_prompts)
+    sheet = Image.new("RGB", (len(columns) * (side + gap) + gap, rows * (side + gap) + top), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=18)
-    for column, title in enumerate(("reference", f"before ({before.name})", f"after ({after.name})")):
-        pen.text((gap + column * (side + gap), 8), title, fill="black", font=font)
-    for row, index in enumerate(config_references(config)):
-        pictures = [draw_figure(*index, size=config.encode.resolution).image]
-        pictures += [Image.open(folder / f"{row:02d}.png") for folder in (before, after)]
-        for column, picture in enumerate(pictures):
-            picture = picture.convert("RGB")
-            picture.thumbnail((side, side)) if picture.width > side else None
+    for column, (title, folder) in enumerate(columns.items()):
+        x = gap + column * (side + gap)
+        pen.text((x, 8), title, fill="black", font=ImageFont.load_default(size=18))
+        for row in range(rows):
+            if folder is None:
+                picture = draw_figure(UNSEEN_SEED, row, size=config.encode.resolution).image
+            else:
+                picture = Image.open(folder / f"{row:02d}.png")
             scale = side / max(picture.size)
             picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-            at = (gap + column * (side + gap), top + row * (side + gap))
-            pen.rectangle([at[0] - 1, at[1] - 1, at[0] + side, at[1] + side], outline="#bbbbbb")
-            sheet.paste(picture, (at[0] + (side - picture.width) // 2, at[1] + (side - picture.height) // 2))
+            y = top + row * (side + gap)
+            pen.rectangle([x - 1, y - 1, x + side, y + side], outline="#bbbbbb")
+            sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
     sheet.save(out)
+
+
+def plot_losses(metrics: list[dict[str, float]], out: Path) -> None:
+    """Training loss and held-out loss by step, and the held-out loss at each noise level."""
+    train = [(m["step"], m["train_loss"]) for m in metrics if "train_loss" in m]
+    held = [m for m in metrics if "held_out_loss" in m]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot(*zip(*train, strict=True), color="#888888", linewidth=1, label="training")
+    left.plot([m["step"] for m in held], [m["held_out_loss"] for m in held], "o-", color="#1f6fb4", label="held out")
+    left.set(xlabel="step", ylabel="loss", title="Loss")
+    left.legend()
+    for name in (key for key in held[0] if key.startswith("held_out_loss_q")):
+        level = name.removeprefix("held_out_loss_q")
+        right.plot([m["step"] for m in held], [m[name] for m in held], "o-", label=f"quantile {level}")
+    right.set(xlabel="step", title="Held-out loss by quantile of the noise density (low = noisy)")
+    right.legend(fontsize=8)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    config = load_config(CONFIG)
+    run_dir = Path(config.model_output_dir)
+    seconds = {name: run("scienceflow", name, str(CONFIG)) for name in ("encode", "verify", "train")}
+    seconds["export"] = run("scienceflow", "export", str(run_dir), "--format", "both")
+    grid, curve = run_dir / "before_after.png", run_dir / "loss.png"
+    metrics = read_metrics(run_dir)
+    compare(config, run_dir, grid)
+    plot_losses(metrics, curve)
+    held = [m["held_out_loss"] for m in metrics if "held_out_loss" in m]
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"\nDone in {time.perf_counter() - start:.0f} s ({spent}).")
+    print(f"  pictures   {grid}  reference / before / after, {len(config.validation_prompts)} prompts never trained on")
+    print(f"  loss       {curve}  held-out loss {held[0]:.4f} before, {held[-1]:.4f} after {config.max_train_steps} steps")
+    print(f"  adapter    {run_dir / 'export'}  for diffusers and for ComfyUI")
+    print(f"  the store  {Path(config.dataset.base_dir) / config.dataset.parquet_base_path}  (decoded samples in verify/)")
+    print("The small model is random at the start: it learns what such figures have in common, not to write or to obey.")
+    print("docs/embedded-model.md says what to expect of it; the same commands train FLUX.2-klein-base-9B.")
+
+
+if __name__ == "__main__":
+    main()

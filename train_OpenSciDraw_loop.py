@@ -1,7 +1,7 @@
 """Train. `python train_OpenSciDraw_loop.py CONFIG.py [--cfg_options key=value …]`, or by `accelerate launch`.
 
 This file is the loop alone; OpenSciDraw/training.py builds what it uses. To resume, run the same command.
-Exit codes: 0 done, 2 something to mend in the config or data, 75 stopped by a signal after a checkpoint.
+Exit codes: 0 done, 1 the loss was not finite, 2 something to mend in the config or data, 75 stopped by a signal after a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from OpenSciDraw.errors import UserError
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
     """Batches -> loss -> step, with validation and checkpoints at their cadence. Returns the exit code."""
-    from OpenSciDraw.training import EXIT_PREEMPTED
     from OpenSciDraw.train_iteration_funcs.flow_matching import check_finite
+    from OpenSciDraw.training import EXIT_PREEMPTED
     from OpenSciDraw.utils.optim import effective_rate
 
     config, accelerator, parameters = run.config, run.accelerator, list(run.parameters.values())
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -31,8 +31,19 @@ from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, l
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.store import (
-    EMPTY_PROMPT, FIGURE_PARTS, FIGURE_SCHEMA, TEXT_PARTS, TEXT_SCHEMA, Contract, Row, StoreTable, index_path, read_shard_info, require_space,
-    text_key, write_shard,
+    EMPTY_PROMPT,
+    FIGURE_PARTS,
+    FIGURE_SCHEMA,
+    TEXT_PARTS,
+    TEXT_SCHEMA,
+    Contract,
+    Row,
+    StoreTable,
+    index_path,
+    read_shard_info,
+    require_space,
+    text_key,
+    write_shard,
 )  # fmt: skip
 
 _LOG = logging.getLogger("OpenSciDraw")

@@ -278,7 +278,7 @@ class StoreTable:
         """
         size = int(self._nbytes[row])
         buffer = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())
+        view = buffer.numpy().data
         got = os.preadv(self._file(int(self._shard_of[row])), [view], int(self._offset[row]))
         if got != size:
             raise ValueError(f"{self.shard_of(row)}: row {row} has {got} of {size} bytes (the file is cut short)")

@@ -107,7 +107,7 @@ class Training:
             shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,
         )  # fmt: skip
         workers = config.dataloader_num_workers
-        self.loader = DataLoader(
+        self.loader: DataLoader[Batch] = DataLoader(
             BatchReader(self.dataset), batch_size=None, sampler=self.sampler, num_workers=workers,
             persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
             pin_memory=place.device.type == "cuda",
@@ -125,7 +125,8 @@ class Training:
             for key, value in (declared or {}).items():
                 known = {**wanted.latents, **wanted.text, "family": wanted.family}
                 if key not in known or known[key] != value:
-                    raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {known.get(key, 'no such field')!r}.")
+                    has = known.get(key, "no such field")
+                    raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {has!r}.")
             _LOG.warning(
                 "%s carries no contract: nothing but widths and shapes could be checked against this model. %s", where,
                 f"Taken on the config's word: {declared}." if declared else "Declare dataset.contract to state how it was made.",
@@ -295,7 +296,8 @@ class Training:
         folder = self.resume_from
         state = json.loads((folder / "trainer_state.json").read_text())
         if state["parameters"] != list(self.parameters):
-            raise UserError(f"{folder} trained {len(state['parameters'])} tensors, this config {len(self.parameters)}: check lora_layers and rank.")
+            counts = f"{len(state['parameters'])} tensors, this config {len(self.parameters)}"
+            raise UserError(f"{folder} trained {counts}: check lora_layers and rank.")
         self.sampler.load_state_dict(state["sampler"])
         transformer = self.accelerator.unwrap_model(self.model.transformer)
         trainable.load_lora_state(transformer, trainable.read_lora(folder / checkpoint.LORA_FILE), folder)
@@ -311,5 +313,25 @@ class Training:
         """The final adapter into model_output_dir itself."""
         if self.accelerator.is_main_process:
             self._save_lora(self.output_dir)
+            if self.config.push_to_hub:
+                push_to_hub(self.config, self.output_dir / checkpoint.LORA_FILE)
         self.accelerator.wait_for_everyone()
         self.log.close()
+
+
+def push_to_hub(config: Config, file: Path) -> None:
+    """Upload the final adapter to `hub_model_id`; a failed upload is reported and loses nothing.
+
+    The token comes from the environment (HF_TOKEN) or `hub_token`, and is never printed.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=config.hub_token or os.environ.get("HF_TOKEN"))
+    try:
+        api.create_repo(str(config.hub_model_id), exist_ok=True)
+        api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=str(config.hub_model_id))
+    except (HfHubHTTPError, OSError) as error:
+        _LOG.error("push_to_hub: %s was not uploaded (%s). The file is whole: %s", config.hub_model_id, error, file)
+        return
+    _LOG.info("uploaded %s to %s", file.name, config.hub_model_id)

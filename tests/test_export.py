@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import merged
 from diffusers import Flux2KleinPipeline
+from PIL import Image
+from safetensors import safe_open
+
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import export
 from OpenSciDraw.training import Training
-from PIL import Image
-from safetensors import safe_open
 from train_OpenSciDraw_loop import train
 
 PROMPT = "The figure illustrates a flowchart with a blue box labelled 'Encoder'."

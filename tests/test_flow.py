@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+
 from OpenSciDraw import flow
 
 KEYS = {"logit_mean": 0.4, "logit_std": 0.8, "mode_scale": 1.29}

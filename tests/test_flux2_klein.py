@@ -12,11 +12,12 @@ import pytest
 import torch
 from conftest import make_model
 from diffusers import Flux2KleinPipeline
+from PIL import Image
+
 from OpenSciDraw import flow
 from OpenSciDraw.datasets.drawn import draw_figure
 from OpenSciDraw.models import flux2_klein
 from OpenSciDraw.sample import sample_normalized
-from PIL import Image
 
 PROMPTS = ["A flowchart with a box labelled 'Encoder'.", "The plot shows the loss over 10 epochs in blue."]
 LENGTH, STEPS, GUIDANCE = 64, 4, 3.0
@@ -251,9 +252,10 @@ def test_the_9b_config_has_9078_58_million_parameters() -> None:
 
 @pytest.mark.parametrize(("targets", "layers"), README_TARGETS.items(), ids=["minimal", "standard", "full", "explicit"])
 def test_the_readmes_lora_targets_resolve_to_the_layers_that_peft_creates(targets: str, layers: int) -> None:
-    from OpenSciDraw.utils.trainable import resolve_lora_layers
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
+
+    from OpenSciDraw.utils.trainable import resolve_lora_layers
 
     transformer = klein_9b_on_meta()
     names = resolve_lora_layers(transformer, targets)

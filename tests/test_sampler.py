@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
 from OpenSciDraw.errors import UserError
 

@@ -10,12 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.store import (
-    FIGURE_PARTS, FIGURE_SCHEMA, TEXT_SCHEMA, Contract, EncodedStore, Row, StoreTable, index_path, require_space,
-    text_key, write_shard,
+    FIGURE_PARTS,
+    FIGURE_SCHEMA,
+    TEXT_SCHEMA,
+    Contract,
+    EncodedStore,
+    Row,
+    StoreTable,
+    index_path,
+    require_space,
+    text_key,
+    write_shard,
 )  # fmt: skip
 
 CONTRACT = Contract("Flux2Klein", {"source": "x"}, {"vae": "V", "fingerprint": "aa"}, {"layers": [9, 18, 27]})

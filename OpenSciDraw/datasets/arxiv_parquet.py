@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.legacy import LegacyRows
@@ -128,33 +129,41 @@ class RowDataset:
         return self.read(row)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Read a batch; each bad row is replaced by the next readable row of the same bucket.
+        """Read a batch; each bad row is replaced by the next readable row of its bucket.
+
+        Where its bucket has none, the batch is shorter; a batch without any readable row becomes one row of
+        another bucket, so that every rank has something to train on.
 
         Raises:
-            UserError: too many rows in a row cannot be read.
+            UserError: too many rows after one another cannot be read.
         """
         rows: list[Sample | BadRow] = []
         for index in indices:
             rows.append(self.read(index))
             if isinstance(rows[-1], BadRow):
-                rows += self._substitute(index, {*indices})
+                same = np.flatnonzero(self.bucket_of == self.bucket_of[index])
+                rows += self._next_readable(same, index, {*indices})
+        if not any(isinstance(row, Sample) for row in rows):
+            rows += self._next_readable(np.arange(len(self)), indices[0], set())
+        if not any(isinstance(row, Sample) for row in rows):
+            reasons = "; ".join(f"{row.id}: {row.reason}" for row in rows[:3] if isinstance(row, BadRow))
+            raise UserError(
+                f"{self.where}: {len(rows)} rows after one another cannot be read ({reasons}). "
+                "Run `scienceflow verify` on the store."
+            )
         return collate(rows)
 
-    def _substitute(self, index: int, taken: set[int]) -> list[Sample | BadRow]:
-        same = np.flatnonzero(self.bucket_of == self.bucket_of[index])
-        start = int(np.searchsorted(same, index)) + 1
+    def _next_readable(self, candidates: np.ndarray, index: int, taken: set[int]) -> list[Sample | BadRow]:
+        """The first readable row after `index` among `candidates` (sorted, cyclic), behind those that were not."""
+        start = int(np.searchsorted(candidates, index)) + 1
         tried: list[Sample | BadRow] = []
-        for candidate in np.roll(same, -start)[:_MAX_SUBSTITUTES].tolist():
-            if candidate in taken and len(same) > len(taken):
+        for candidate in np.roll(candidates, -start)[:_MAX_SUBSTITUTES].tolist():
+            if candidate in taken:
                 continue
             tried.append(self.read(candidate))
             if isinstance(tried[-1], Sample):
-                return tried
-        reasons = "; ".join(f"{row.id}: {row.reason}" for row in tried[:3] if isinstance(row, BadRow))
-        raise UserError(
-            f"{self.where}: {len(tried) + 1} rows after one another cannot be read ({reasons}). "
-            "Run `scienceflow verify` on the store."
-        )
+                break
+        return tried
 
 
 @DATASETS.register("ArXiVParquetDatasetV2", "ArXiVParquetDataset", "ArXiVParquetDatasetV3")
@@ -181,7 +190,7 @@ class ArXiVParquetDatasetV2(RowDataset):
         super().__init__(rows, folder, num_train_examples, stat_data)
 
 
-class BatchReader:
+class BatchReader(Dataset[Batch]):
     """Maps a batch's indices to the batch, in a data worker (DataLoader with batch_size=None)."""
 
     def __init__(self, dataset: Any):
@@ -190,5 +199,5 @@ class BatchReader:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
+    def __getitem__(self, indices: Sequence[int]) -> Batch:  # type: ignore[override]
         return self.dataset.batch(indices)

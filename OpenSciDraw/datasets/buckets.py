@@ -3,7 +3,7 @@
 A scientific figure carries its axis labels, legends and captions at its edges, and a crop that looks
 harmless on a photograph cuts words in half there. So a figure is never cropped: it is scaled to fit inside
 its bucket and the rest is padded with the colour of its own background. Its bucket is the one with the
-least padding (on average under 2 % of the pixels for aspect ratios up to 4:1).
+least padding: 2.3 % of the pixels on average and 7.4 % at most for aspect ratios between 1:4 and 4:1.
 """
 
 from __future__ import annotations

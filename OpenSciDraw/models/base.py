@@ -158,7 +158,7 @@ class FigureModel(ABC):
 
     family: ClassVar[str]
     transformer_class: ClassVar[str]
-    pipeline_class: ClassVar[type]
+    pipeline_class: ClassVar[Any]
 
     def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
         self.requested_source = source

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,12 @@ def embedded_folder(name: str) -> Path:
 
 def build_flux2_klein_tiny(folder: Path) -> None:
     """FLUX.2-klein at width 128: 2 dual + 4 single blocks, 28-layer Qwen3 of width 64, 4x VAE (8 px a token)."""
-    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel, FlowMatchEulerDiscreteScheduler
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = _tokenizer()
@@ -175,7 +181,7 @@ def _close_head(norm: nn.GroupNorm, weight: Tensor, bias: Tensor) -> Tensor:
     return weight.T
 
 
-def _write_haar_vae(vae: nn.Module) -> None:
+def _write_haar_vae(vae: Any) -> None:
     """Zero every residual branch and write the transform into the convolutions around them."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -190,7 +196,7 @@ def _write_haar_vae(vae: nn.Module) -> None:
     _set_bn(vae)
 
 
-def _write_encoder(vae: nn.Module) -> None:
+def _write_encoder(vae: Any) -> None:
     net = vae.encoder
     net.conv_in.weight[:3, :, 1, 1] = _TO_YCC
     first, second = (net.down_blocks[i].downsamplers[0].conv for i in (0, 1))
@@ -211,7 +217,7 @@ def _write_encoder(vae: nn.Module) -> None:
     vae.post_quant_conv.weight[:, :, 0, 0] = torch.eye(32)
 
 
-def _write_decoder(vae: nn.Module) -> None:
+def _write_decoder(vae: Any) -> None:
     net = vae.decoder
     net.conv_in.weight[:32, :, 1, 1] = torch.eye(32)
     first, second = (net.up_blocks[i].upsamplers[0].conv for i in (0, 1))
@@ -229,7 +235,7 @@ def _write_decoder(vae: nn.Module) -> None:
     net.conv_out.weight[:, :, 1, 1] = to_rgb @ _close_head(net.conv_norm_out, weight, bias)
 
 
-def _set_bn(vae: nn.Module) -> None:
+def _set_bn(vae: Any) -> None:
     """BatchNorm statistics of 2x2-patched latents of drawn figures, rounded so that they are the same anywhere."""
     import numpy as np
 

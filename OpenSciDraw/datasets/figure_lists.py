@@ -1,0 +1,308 @@
+"""How each kind of figure source is listed: folders with captions beside pictures, JSON lines, CSV, Parquet, Arrow."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from OpenSciDraw.datasets.decode import RejectedFigure
+from OpenSciDraw.datasets.figure_rows import ARROW_ERRORS, columns_of, resolve, schema_of
+from OpenSciDraw.datasets.figures import FigureRef, FileRef, Rejection, RowRef
+from OpenSciDraw.errors import UserError
+
+IMAGE_COLUMNS = ("image", "file_name", "path", "image_path")
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+LIST_NAMES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
+_PICTURES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp".split())
+_VECTOR = frozenset(".pdf .svg .svgz .eps .ps .emf .wmf".split())
+_OTHER = frozenset(".avif .heic .heif .jp2 .jxl .ppm .pgm .pbm .pnm .tga .psd .ico".split())
+_MAX_CSV_FIELD = 1 << 24  # characters
+
+
+class Listing:
+    """What was found so far. Ids are unique; `root` is the folder that they are relative to."""
+
+    def __init__(self, root: Path, image_column: str | None, caption_column: str | None):
+        self.root = os.path.abspath(root)
+        self.caption_column = caption_column
+        self._columns = {"image": (image_column, IMAGE_COLUMNS), "caption": (caption_column, CAPTION_COLUMNS)}
+        self.refs: list[FigureRef] = []
+        self.rejections: list[Rejection] = []
+        self.named: set[str] = set()  # files that lists name
+        self._captions: dict[str, str] = {}  # of each id
+
+    def id_of(self, path: Path | str) -> str:
+        """Path relative to the root, or absolute outside of it."""
+        path = os.path.abspath(path)
+        inside = os.path.commonpath([self.root, path]) == self.root
+        return Path(os.path.relpath(path, self.root) if inside else path).as_posix()
+
+    def reject(self, identity: str, source: Path | str, reason: str) -> None:
+        self.rejections.append(Rejection(_printable(identity), _printable(str(source)), reason))
+
+    def add(self, ref: FigureRef) -> None:
+        first = self._captions.get(ref.id)
+        if first is not None and first != ref.caption:
+            ref = replace(ref, id=f"{ref.id}#{hashlib.sha256(ref.caption.encode()).hexdigest()[:12]}")
+            first = self._captions.get(ref.id)
+        if first is not None:
+            return self.reject(ref.id, ref.source, "listed twice: with the same caption")
+        self._captions[ref.id] = ref.caption
+        self.refs.append(ref)
+
+    def add_file(self, path: Path, caption: object) -> None:
+        """A picture in a file of its own. `caption`: a text, UTF-8 bytes, a RejectedFigure, or None for none."""
+        identity = self.id_of(path)
+        self.named.add(str(path))
+        try:
+            size = _file_size(path, identity)
+            self.add(FileRef(identity, clean_caption(caption), str(path), size))
+        except RejectedFigure as error:
+            self.reject(identity, path, str(error))
+
+    def column(self, kind: str, found: Iterable[str]) -> str | None:
+        """The column of the 'image' or 'caption' among those found."""
+        given, known = self._columns[kind]
+        present = set(found)
+        return next((name for name in ((given,) if given else known) if name in present), None)
+
+    def no_column(self, kind: str, found: Iterable[str], file: Path) -> UserError:
+        given, known = self._columns[kind]
+        missing = f"no column {given!r}" if given else f"no column for the {kind} (known: {', '.join(known)})"
+        return UserError(f"{file}: {missing}. It has: {', '.join(found)}. Set encode.{kind}_column to one of these.")
+
+
+def scan(listing: Listing, path: Path) -> None:
+    """List a file or folder. Raises UserError when it cannot be read or is of a kind that is not a source."""
+    try:
+        if path.is_dir():
+            _scan_folder(listing, path)
+        elif path.suffix == ".jsonl":
+            _add_rows(listing, path, _jsonl_rows(path))
+        elif path.suffix == ".csv":
+            _add_rows(listing, path, _csv_rows(path))
+        elif path.suffix in (".parquet", ".arrow"):
+            _add_table(listing, path)
+        else:
+            raise UserError(f"{path} is not a list of figures. Allowed: a folder, .jsonl, .csv, .parquet or .arrow.")
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
+
+
+# -- folders -------------------------------------------------------------------------------------
+def _scan_folder(listing: Listing, folder: Path) -> None:
+    """Lists and tables first: pictures that one of them names need no caption beside them."""
+    contents = list(_walk(folder))
+    for directory, names in contents:
+        for name in _tables(directory, names) + [name for name in LIST_NAMES if name in names]:
+            scan(listing, directory / name)
+    for directory, names in contents:
+        present = set(names)
+        for name in names:
+            path = Path(os.path.abspath(directory / name))
+            if path.suffix.lower() in _PICTURES | _VECTOR | _OTHER and str(path) not in listing.named:
+                listing.add_file(path, _sidecar(path, present, listing.caption_column))
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and the names of their files, sorted; links are followed, each folder is visited once."""
+    visited: set[str] = set()
+    for directory, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(directory), sorted(name for name in names if not name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave out folders that it may not read
+
+
+def _tables(directory: Path, names: list[str]) -> list[str]:
+    """Parquet and Arrow files; where `datasets` left a state.json it says which Arrow files count."""
+    parquet = [name for name in names if name.endswith(".parquet")]
+    if "state.json" in names and "dataset_info.json" in names:
+        try:
+            saved = json.loads((directory / "state.json").read_bytes())
+            return parquet + sorted(str(entry["filename"]) for entry in saved["_data_files"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{directory / 'state.json'} is not what `datasets` saves: {error!r}.") from error
+    return parquet + [name for name in names if name.endswith(".arrow") and not name.startswith("cache-")]
+
+
+def _sidecar(path: Path, present: set[str], key: str | None) -> object:
+    """The caption beside a picture: x.txt, else x.json. A RejectedFigure when it cannot be read."""
+    text, record = path.with_suffix(".txt"), path.with_suffix(".json")
+    try:
+        if text.name in present:
+            return text.read_bytes()
+        if record.name not in present:
+            return RejectedFigure(f"no caption: expected {text.name} or {record.name} beside it")
+        values = json.loads(record.read_bytes())
+    except OSError as error:
+        return RejectedFigure(f"caption unreadable: {error}")
+    except UnicodeDecodeError as error:
+        return RejectedFigure(f"caption not UTF-8: {record.name}: {error}")
+    except (ValueError, RecursionError) as error:
+        return RejectedFigure(f"caption unreadable: {record.name}: {error}")
+    keys = (key,) if key else CAPTION_COLUMNS
+    found = next((values[name] for name in keys if name in values), None) if isinstance(values, dict) else None
+    return RejectedFigure(f"no caption: {record.name} has no key {' or '.join(keys)}") if found is None else found
+
+
+# -- lists ---------------------------------------------------------------------------------------
+def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, Any] | RejectedFigure]]) -> None:
+    """Rows of a list with paths. The first row that has such a column decides which one it is."""
+    keys: dict[str, None] = {}
+    columns: dict[str, str | None] = {"image": None, "caption": None}
+    for number, row in rows:
+        where = f"{listing.id_of(file)}#{number}"
+        if isinstance(row, RejectedFigure):
+            listing.reject(where, f"{file}#{number}", str(row))
+            continue
+        keys.update(dict.fromkeys(row))
+        for kind in columns:
+            columns[kind] = columns[kind] or listing.column(kind, row)
+        try:
+            path = resolve(file.parent, row.get(columns["image"] or ""))
+        except RejectedFigure as error:
+            listing.reject(where, f"{file}#{number}", str(error))
+            continue
+        listing.add_file(path, row.get(columns["caption"] or ""))
+    for kind, column in columns.items():
+        if keys and column is None:
+            raise listing.no_column(kind, keys, file)
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, RejectedFigure(f"not JSON: {error}")
+                continue
+            yield number, row if isinstance(row, dict) else RejectedFigure("not JSON: a line must be an object {…}")
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
+    previous = csv.field_size_limit(_MAX_CSV_FIELD)  # 131,072 characters otherwise; captions may be longer
+    try:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            reader = csv.DictReader(lines, restkey="(beyond the last column)", strict=True)
+            for row in reader:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: not CSV: {error}.") from error
+    finally:
+        csv.field_size_limit(previous)
+
+
+# -- tables --------------------------------------------------------------------------------------
+def _add_table(listing: Listing, file: Path) -> None:
+    """Rows of a Parquet or Arrow file; of its pictures only paths are read here."""
+    identity = listing.id_of(file)
+    try:
+        size, schema = file.stat().st_size, schema_of(file)
+    except ARROW_ERRORS as error:
+        return listing.reject(identity, file, f"unreadable: {error}")
+    image, caption = listing.column("image", schema.names), listing.column("caption", schema.names)
+    if image is None or caption is None:
+        raise listing.no_column("image" if image is None else "caption", schema.names, file)
+    by_path = _is_path(schema.field(image).type, file, image)
+    try:
+        for row, values in enumerate(columns_of(file, [caption, image] if by_path else [caption])):
+            where, place = f"{identity}#{row:08d}", f"{file}#{row}"
+            if by_path:
+                _add_path_row(listing, file, where, place, *values)
+            else:
+                _add_byte_row(listing, RowRef(where, "", place, size, str(file), image, row), values[0])
+    except ARROW_ERRORS as error:
+        listing.reject(identity, file, f"unreadable: {error}")
+
+
+def _is_path(kind: pa.DataType, file: Path, column: str) -> bool:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return True
+    in_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if in_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return False
+    raise UserError(
+        f"{file}: column {column!r} is {kind}. A picture is binary, struct<bytes, path> or a path (string)."
+        " Set encode.image_column to such a column."
+    )
+
+
+def _add_path_row(listing: Listing, file: Path, where: str, place: str, caption: object, name: object) -> None:
+    try:
+        path = resolve(file.parent, os.fsdecode(name) if isinstance(name, bytes) else name)
+    except RejectedFigure as error:
+        return listing.reject(where, place, str(error))
+    listing.add_file(path, caption)
+
+
+def _add_byte_row(listing: Listing, ref: RowRef, caption: object) -> None:
+    try:
+        listing.add(replace(ref, caption=clean_caption(caption)))
+    except RejectedFigure as error:
+        listing.reject(ref.id, ref.source, str(error))
+
+
+# -- one figure ----------------------------------------------------------------------------------
+def clean_caption(raw: object) -> str:
+    """A caption, as a text or UTF-8 bytes, without blanks around it.
+
+    Raises RejectedFigure: `raw` itself when it is one, and when there is no text or it is not Unicode.
+    """
+    if isinstance(raw, RejectedFigure):
+        raise raw
+    try:
+        caption = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+        if not isinstance(caption, str):
+            raise RejectedFigure("no caption" if raw is None else f"no caption: {type(raw).__name__}, not a text")
+        caption.encode()
+    except UnicodeError as error:
+        raise RejectedFigure(f"caption not UTF-8: {error.reason}") from error  # type: ignore[attr-defined]
+    if not (caption := caption.strip()):
+        raise RejectedFigure("empty caption")
+    return caption
+
+
+def _file_size(path: Path, identity: str) -> int:
+    """Bytes of a picture file. Raises RejectedFigure when it can be no figure, by its name or size."""
+    if _printable(identity) != identity:
+        raise RejectedFigure("file name not UTF-8: rename it")
+    suffix = path.suffix.lower()
+    if suffix in _VECTOR:
+        raise RejectedFigure(f"vector format: convert {suffix} to PNG first (pdftoppm -png, rsvg-convert)")
+    if suffix in _OTHER:
+        raise RejectedFigure(f"unsupported format: convert {suffix} to PNG first")
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RejectedFigure("file not found") from error
+    except OSError as error:
+        raise RejectedFigure(f"unreadable: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RejectedFigure("not a file")
+    if not status.st_size:
+        raise RejectedFigure("empty file")
+    return status.st_size
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
