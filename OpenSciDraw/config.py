@@ -110,7 +110,7 @@ class EncodeConfig(_Section):
     num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)
     max_figures: int | None = key(None, "Encode", "Encode only the first ones; None = all.", "figures", ge=1)
     max_image_pixels: int = key(100_000_000, "Encode", "Larger figures are rejected before decoding.", "px", ge=1)
-    max_aspect_ratio: float = key(4.0, "Encode", "Longer figures (long side / short side) are rejected.", "ratio", ge=1)
+    max_aspect_ratio: float = key(16.0, "Encode", "Longer figures (long side / short side) are rejected.", "ratio", ge=1)
     min_side: int = key(32, "Encode", "Figures with a shorter side are rejected.", "px", ge=1)
 
 
