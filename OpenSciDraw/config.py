@@ -165,13 +165,13 @@ class Config(_Section):
     pretrained_full_ckpt_path: str | None = key(None, "LoRA", "Transformer weights that replace the base's.")
 
     train_batch_size: int = key(1, "Size", "Batch of one device and micro-step.", "samples", ge=1)
-    num_train_epochs: int = key(
-        1, "Size", "Passes over the data; training ends here or at max_train_steps.", "epochs", ge=1
+    num_train_epochs: int | None = key(
+        1, "Size", "Passes over the data; None = no limit, also where only max_train_steps is set.", "epochs", ge=1
     )
     max_train_steps: int | None = key(
         80000,
         "Size",
-        "Training ends here or after num_train_epochs, whichever comes first.",
+        "Steps; None = no limit, also where only num_train_epochs is set. With both, whichever comes first.",
         "optimizer steps",
         ge=1,
     )
@@ -347,6 +347,10 @@ class Config(_Section):
             values.setdefault("text", "online")
         if isinstance(sampler, dict) and sampler.get("batch_size") is not None:
             values.setdefault("train_batch_size", sampler["batch_size"])
+        if "max_train_steps" in values:  # a limit that is set is not cut short by another's default
+            values.setdefault("num_train_epochs", None)
+        elif values.get("num_train_epochs") is not None:
+            values["max_train_steps"] = None
         if values.get("train_iteration_func_name") is None:
             family = values.get("model_type", cls.model_fields["model_type"].default)
             values["train_iteration_func_name"] = _objective_of(str(family), bool(values.get("use_parquet_dataset")))

@@ -83,6 +83,8 @@ def _optimizer(config: Config) -> list[Problem]:
         message = f"{rate:g} is too high for AdamW (below {MAX_ADAM_RATE}). Set e.g. 1e-4, or optimizer = 'prodigy'."
         found.append((("learning_rate", "optimizer"), message))
     steps, warmup = config.max_train_steps, config.lr_warmup_steps
+    if steps is None and config.num_train_epochs is None:
+        found.append((("max_train_steps", "num_train_epochs"), "both are None: training would never end. Set one."))
     if config.lr_scheduler != "constant" and steps is not None and warmup > steps:
         message = f"{warmup} is more than max_train_steps = {steps}: the rate would never be reached. Set fewer."
         found.append((("lr_warmup_steps", "max_train_steps"), message))

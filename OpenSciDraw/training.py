@@ -162,8 +162,10 @@ class Training:
         self.parameters = trainable.trainable_parameters(transformer)
         self.effective_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         optimizer = optim.build_optimizer(config, self.parameters.values(), self.effective_batch)
-        steps_of_epochs = config.num_train_epochs * len(self.sampler) // config.gradient_accumulation_steps
-        self.total_steps = max(1, min(config.max_train_steps, steps_of_epochs)) if config.max_train_steps else steps_of_epochs
+        epochs, limits = config.num_train_epochs, [config.max_train_steps]
+        if epochs is not None:
+            limits.append(max(1, epochs * len(self.sampler) // config.gradient_accumulation_steps))
+        self.total_steps = min(limit for limit in limits if limit is not None)
         self.schedule = optim.build_schedule(config, optimizer, self.total_steps)
         model.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
         model.transformer.train()

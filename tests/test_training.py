@@ -289,3 +289,19 @@ def test_a_failed_upload_keeps_the_adapter_and_never_shows_the_token(run, tmp_pa
     assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
     assert "was not uploaded" in caplog.text and "hf_secret_value" not in caplog.text
     assert "hf_secret_value" not in (tmp_path / "config.py").read_text()
+
+
+def test_the_limit_that_is_set_ends_training_and_of_two_the_first(run, store_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def total(**given) -> int:  # type: ignore[no-untyped-def]
+        values = {k: v for k, v in store_config.items() if k not in ("max_train_steps", "num_train_epochs")}
+        config = Config.model_validate({**values, **given, "model_output_dir": str(tmp_path)})
+        reset = Config.model_validate(config.model_dump())  # a saved config means the same
+        assert (reset.max_train_steps, reset.num_train_epochs) == (config.max_train_steps, config.num_train_epochs)
+        return Training(config).total_steps
+
+    assert total(max_train_steps=1000) == 1000
+    per_epoch = total(num_train_epochs=1)
+    assert total(num_train_epochs=3) == 3 * per_epoch and 19 <= per_epoch <= 38
+    assert total(num_train_epochs=3, max_train_steps=5) == 5
+    with pytest.raises(ValueError, match="never end"):
+        total(num_train_epochs=None, max_train_steps=None)

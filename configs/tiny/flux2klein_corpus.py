@@ -11,6 +11,5 @@ _base_ = "flux2klein_demo.py"
 encode = dict(figures=None)  # a folder, .jsonl, .csv or .parquet: give it by --cfg_options encode.figures=...
 dataset = dict(base_dir="runs/corpus")
 max_train_steps = 200
-num_train_epochs = 100
 held_out_examples = 16
 model_output_dir = "runs/corpus/train"

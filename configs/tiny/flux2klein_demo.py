@@ -25,7 +25,6 @@ learning_rate = 1e-3
 lr_warmup_steps = 0
 train_batch_size = 8
 max_train_steps = 300
-num_train_epochs = 10
 gradient_checkpointing = False
 mixed_precision = "no"
 dataloader_num_workers = 0
