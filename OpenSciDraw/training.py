@@ -42,6 +42,7 @@ def build_accelerator(config: Config) -> Accelerator:
     """accelerate, with the config's values: an accelerate file or environment cannot change them unseen."""
     trackers = [] if config.report_to is None else config.report_to if isinstance(config.report_to, list) else [config.report_to]
     accelerator = Accelerator(
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
@@ -49,10 +50,13 @@ def build_accelerator(config: Config) -> Accelerator:
         log_with=[name for name in trackers if name != "none"] or None,
         project_dir=str(Path(config.model_output_dir) / config.logging_dir),
     )
-    real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision)
-    asked = (config.gradient_accumulation_steps, config.mixed_precision)
+    real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision, accelerator.num_processes)
+    asked = (config.gradient_accumulation_steps, config.mixed_precision, int(os.environ.get("WORLD_SIZE", "1")))
     if real != asked:
-        raise UserError(f"accelerate runs with (accumulation, precision) = {real}, the config asks for {asked}. Correct its file.")
+        raise UserError(
+            f"accelerate runs with (accumulation, precision, processes) = {real}, the config and the launcher ask for "
+            f"{asked}. Correct accelerate's file or the launch command."
+        )
     return accelerator
 
 

@@ -305,3 +305,25 @@ def test_the_limit_that_is_set_ends_training_and_of_two_the_first(run, store_con
     assert total(num_train_epochs=3, max_train_steps=5) == 5
     with pytest.raises(ValueError, match="never end"):
         total(num_train_epochs=None, max_train_steps=None)
+
+
+def test_two_processes_share_the_work_and_keep_one_log(store_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """torchrun on gloo: disjoint data, the sum of both ranks in the effective batch, pictures shared out."""
+    out = tmp_path / "run"
+    values = merged(
+        store_config, model_output_dir=str(out), validation_prompts=["a", "b", "c"], resolution_list=[[64, 64]],
+        max_train_steps=3, checkpointing_steps=3,
+    )  # fmt: skip
+    config = write_config(tmp_path / "c.py", values)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(REPO / "train_OpenSciDraw_loop.py"), str(config)], capture_output=True, text=True, cwd=REPO, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "effective batch 4 = 2 a rank x 1 accumulated x 2 rank(s)" in done.stderr
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if "train_loss" in line]
+    assert steps == [1, 2, 3]
+    assert len(list((out / "validation_images" / "step_000003").glob("0*.png"))) == 3
+    state = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["effective_batch"] == 4 and state["sampler"]["num_replicas"] == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from OpenSciDraw.store import Contract
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
 
+_LOG = logging.getLogger("OpenSciDraw")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
@@ -166,6 +168,7 @@ class FigureModel(ABC):
         self.max_sequence_length = max_sequence_length
         self.weight_dtype = weight_dtype
         self.device = torch.device("cpu")
+        self.truncated_prompts = 0
         self._vae: nn.Module | None = None
         self._pipeline_vae: nn.Module | None = None
         self._transformer: nn.Module | None = None
@@ -225,6 +228,15 @@ class FigureModel(ABC):
     @abstractmethod
     def pixel_multiple(self) -> int:
         """Width and height of a picture must be multiples of this (pixels per token side)."""
+
+    def note_truncated(self, count: int, longest: int) -> None:
+        """Count prompts that are cut at max_sequence_length, as the pipeline cuts them; say so once."""
+        if count and not self.truncated_prompts:
+            _LOG.warning(
+                "prompts longer than max_sequence_length = %d tokens (here %d) are cut, as the pipeline cuts them",
+                self.max_sequence_length, longest,
+            )  # fmt: skip
+        self.truncated_prompts += count
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:

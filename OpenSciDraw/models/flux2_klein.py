@@ -5,7 +5,6 @@ Reference: diffusers `Flux2KleinPipeline`; tests/test_flux2_klein.py holds each 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,12 +97,7 @@ class Flux2Klein(FigureModel):
             for prompt in prompts
         ]
         lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
-        if max(lengths) > self.max_sequence_length:
-            logging.getLogger("OpenSciDraw").warning(
-                "%d of %d prompts are longer than max_sequence_length = %d tokens (longest %d) and are cut, "
-                "as the pipeline does",
-                sum(n > self.max_sequence_length for n in lengths), len(prompts), self.max_sequence_length, max(lengths),
-            )  # fmt: skip
+        self.note_truncated(sum(n > self.max_sequence_length for n in lengths), max(lengths))
         return self._tokenizer(
             texts, return_tensors="pt", padding="max_length", padding_side="right", truncation=True,
             max_length=self.max_sequence_length,
