@@ -8,6 +8,7 @@ that was killed goes on where it stopped: only the shard in flight is encoded tw
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -227,34 +228,46 @@ def _encode_figures(model: FigureModel, todo: list[Work], contract: Contract, en
     decoded = iter(loader)  # one stream over all shards: workers decode the next shard while this one is written
     with tqdm(total=len(refs), desc="figures", unit="figure") as bar:
         for work in todo:
-            prepared: list[Prepared] = []
-            rejections: list[Rejection] = []
-            for _ in work.items:
-                item = next(decoded)
-                (rejections if isinstance(item, Rejection) else prepared).append(item)  # type: ignore[arg-type]
+            rows, rejections = _figure_rows(model, decoded, len(work.items), encode.batch_size, bar)
             facts = {"work": work.digest, "rejected": [vars(rejection) for rejection in rejections]}
-            write_shard(work.path, FIGURE_SCHEMA, _figure_rows(model, prepared, encode.batch_size, bar), contract, facts)
-            bar.update(len(rejections))
+            write_shard(work.path, FIGURE_SCHEMA, rows, contract, facts)
 
 
-def _figure_rows(model: FigureModel, prepared: list[Prepared], batch_size: int, bar: tqdm) -> Iterator[Row]:
-    """Rows of one shard, bucket by bucket, so that the VAE works on full batches and reading finds neighbours."""
-    by_bucket: defaultdict[Bucket, list[Prepared]] = defaultdict(list)
-    for item in prepared:
-        by_bucket[item.bucket].append(item)
-    for bucket in sorted(by_bucket):
-        items = by_bucket[bucket]
-        if bucket.height % model.pixel_multiple or bucket.width % model.pixel_multiple:
-            raise UserError(
-                f"{model.requested_source.name} needs sides that are multiples of {model.pixel_multiple} px, the bucket "
-                f"{bucket.height} x {bucket.width} is not one. Choose a larger encode.resolution."
-            )
-        for start in range(0, len(items), batch_size):
-            batch = items[start : start + batch_size]
-            pixels = torch.stack([item.pixels for item in batch])
-            latents = model.encode_images(to_model_range(pixels.to(model.device)))
-            yield from (_figure_row(item, tensor) for item, tensor in zip(batch, latents, strict=True))
-            bar.update(len(batch))
+def _figure_rows(
+    model: FigureModel, decoded: Iterator[Any], count: int, batch_size: int, bar: tqdm
+) -> tuple[list[Row], list[Rejection]]:
+    """The next `count` figures as the rows of a shard, bucket by bucket, so that reading finds neighbours.
+
+    A batch of one bucket is encoded as soon as it is full, while the workers decode on.
+    """
+    waiting: defaultdict[Bucket, list[Prepared]] = defaultdict(list)
+    rows: defaultdict[Bucket, list[Row]] = defaultdict(list)
+    rejections: list[Rejection] = []
+    for item in itertools.islice(decoded, count):
+        if isinstance(item, Rejection):
+            rejections.append(item)
+            bar.update(1)
+            continue
+        waiting[item.bucket].append(item)
+        if len(waiting[item.bucket]) == batch_size:
+            rows[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), bar)
+    for bucket, items in waiting.items():
+        rows[bucket] += _encode_batch(model, items, bar)
+    return [row for bucket in sorted(rows) for row in rows[bucket]], rejections
+
+
+def _encode_batch(model: FigureModel, items: list[Prepared], bar: tqdm) -> list[Row]:
+    """Rows of figures of one bucket, their latents already in the store's bf16 on the CPU: a whole shard waits there."""
+    bucket = items[0].bucket
+    if bucket.height % model.pixel_multiple or bucket.width % model.pixel_multiple:
+        raise UserError(
+            f"{model.requested_source.name} needs sides that are multiples of {model.pixel_multiple} px, the bucket "
+            f"{bucket.height} x {bucket.width} is not one. Choose a larger encode.resolution."
+        )
+    pixels = torch.stack([item.pixels for item in items])
+    latents = model.encode_images(to_model_range(pixels.to(model.device))).to("cpu", torch.bfloat16)
+    bar.update(len(items))
+    return [_figure_row(item, tensor) for item, tensor in zip(items, latents, strict=True)]
 
 
 def _figure_row(item: Prepared, latents: Tensor) -> Row:

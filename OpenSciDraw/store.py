@@ -138,8 +138,8 @@ def write_shard(
             columns = {**row.columns, "shape": list(values.shape), "crc32": zlib.crc32(data)}
             writer.write_table(pa.Table.from_pylist([{**columns, "tensor": data}], schema=schema), row_group_size=1)
             small.append(columns)
-            numbers = values.double()
-            total += (numbers.numel(), numbers.sum().item(), numbers.square().sum().item())
+            numbers = values.float()  # a row in fp32, the rows in fp64: all in fp64 took a third of the time of writing
+            total += (numbers.numel(), numbers.sum().item(), numbers.square_().sum().item())
         facts = {**facts, "rows": len(small), "statistics": _statistics(total)}
         writer.add_key_value_metadata({"contract": contract.to_json(), "facts": json.dumps(facts)})
     _sync(building)

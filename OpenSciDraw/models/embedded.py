@@ -60,7 +60,7 @@ def embedded_folder(name: str) -> Path:
 
 
 def build_flux2_klein_tiny(folder: Path) -> None:
-    """FLUX.2-klein at width 128: 2 dual + 4 single blocks, 28-layer Qwen3 of width 64, 4x VAE (8 px a token)."""
+    """FLUX.2-klein at width 192: 2 dual + 2 single blocks, 28-layer Qwen3 of width 64, 4x VAE (8 px a token)."""
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
@@ -79,10 +79,10 @@ def build_flux2_klein_tiny(folder: Path) -> None:
     )  # fmt: skip
     _fill(text_encoder, seed=1, residual_gain=0.3)
     transformer = Flux2Transformer2DModel(
-        in_channels=128, num_layers=2, num_single_layers=4, attention_head_dim=32, num_attention_heads=4,
+        in_channels=128, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=6,
         joint_attention_dim=3 * 64, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
     )  # fmt: skip
-    _fill(transformer, seed=2, residual_gain=0.3)
+    _fill(transformer, seed=2, residual_gain=1.0)
     _straight_through(transformer)
     vae = AutoencoderKLFlux2(
         block_out_channels=(16, 32, 80), layers_per_block=1, norm_num_groups=_GROUPS, sample_size=128,
@@ -112,9 +112,10 @@ def _fill(model: nn.Module, seed: int, residual_gain: float) -> None:
 
 
 def _straight_through(transformer: nn.Module) -> None:
-    """Let the noisy latent reach the output: orthonormal in, its transpose out, AdaLN of the output at zero.
+    """Let the noisy latent reach the output: orthonormal columns in, their transpose out, AdaLN of the output at zero.
 
-    This is how such models start training too; a random projection would hide the latent behind it.
+    A random projection would hide the latent behind it. The width is more than the latent's 128 channels, so that
+    the final LayerNorm does not fix the size of the output.
     """
     weights = dict(transformer.named_parameters())
     basis, _ = torch.linalg.qr(weights["x_embedder.weight"].double())

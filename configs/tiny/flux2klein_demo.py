@@ -5,36 +5,38 @@ Cost:     two CPU cores, minutes; see `make demo`.
 Result:   see docs; a model of this size learns layout and colour, not lettering.
 """
 
+from OpenSciDraw.datasets.drawn import draw_figure
+
 model_type = "Flux2Klein"
 pretrained_model_name_or_path = "embedded:flux2_klein_tiny"
 max_sequence_length = 128
 
-encode = dict(figures="drawn:2000", resolution=128, batch_size=16)
+encode = dict(figures="drawn:2000:size=128", resolution=128, batch_size=16)
 use_parquet_dataset = True
 dataset = dict(type="ArXiVParquetDatasetV2", base_dir="runs/demo", parquet_base_path="store")
 
-rank = 32
-lora_alpha = 32
+rank = 64
+lora_alpha = 64
 lora_layers = (
     "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,"
-    "linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
+    "linear_in,linear_out,to_qkv_mlp_proj,attn.to_out,"
+    "x_embedder,context_embedder,proj_out"  # the base is random, so its projections have to learn as well
 )
 
 optimizer = "AdamW"
-learning_rate = 1e-3
-lr_warmup_steps = 0
-train_batch_size = 8
-max_train_steps = 300
+learning_rate = 5e-3
+lr_scheduler = "cosine"
+lr_warmup_steps = 20
+train_batch_size = 4
+max_train_steps = 600
 gradient_checkpointing = False
-mixed_precision = "no"
+mixed_precision = "bf16"
 dataloader_num_workers = 0
 
-validation_prompts = [
-    "The figure illustrates a flowchart with three boxes labelled 'Input', 'Model' and 'Output', joined by arrows.",
-    "A bar plot with four bars.",
-]
-resolution_list = [[128, 128]]
-validation_steps = 150
+# Captions of figures of another seed than the training figures'; demo.py draws these figures as references.
+validation_prompts = [draw_figure(1, index, 128).caption for index in range(4)]
+resolution_list = [list(draw_figure(1, index, 128).image.size) for index in range(4)]
+validation_steps = 200
 num_inference_steps = 20
 guidance_scale = 2.0
 
