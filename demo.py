@@ -76,7 +76,7 @@ def plot_losses(metrics: list[dict[str, float]], out: Path) -> None:
     for name in (key for key in held[0] if key.startswith("held_out_loss_q")):
         level = name.removeprefix("held_out_loss_q")
         right.plot([m["step"] for m in held], [m[name] for m in held], "o-", label=f"quantile {level}")
-    right.set(xlabel="step", title="Held-out loss by quantile of the noise density (low = noisy)")
+    right.set(xlabel="step", title="Held-out loss by quantile of the noise level (0.9 = noisy)")
     right.legend(fontsize=8)
     figure.savefig(out, dpi=120)
 

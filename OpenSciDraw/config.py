@@ -320,11 +320,8 @@ class Config(_Section):
         data = self.dataset
         common = {"num_train_examples": data.num_train_examples, "stat_data": data.stat_data}
         if data.type == FIGURE_DATASET:
-            return {
-                "figures": data.figures,
-                "resolution": data.resolution or self.encode.resolution,
-                **common,
-            }
+            changes = {"figures": data.figures, "resolution": data.resolution or self.encode.resolution}
+            return {"encode": self.encode.model_copy(update=changes), **common}
         paths = {"base_dir": data.base_dir, "parquet_base_path": data.parquet_base_path}
         return {**paths, "with_text": self.text == "stored", **common}
 
@@ -347,7 +344,7 @@ class Config(_Section):
             values.setdefault("text", "online")
         if isinstance(sampler, dict) and sampler.get("batch_size") is not None:
             values.setdefault("train_batch_size", sampler["batch_size"])
-        if "max_train_steps" in values:  # a limit that is set is not cut short by another's default
+        if values.get("max_train_steps") is not None:  # a limit that is set is not cut short by another's default
             values.setdefault("num_train_epochs", None)
         elif values.get("num_train_epochs") is not None:
             values["max_train_steps"] = None

@@ -35,6 +35,8 @@ def require_agreement(config: Config) -> None:
 
 def _not_in_this_version(config: Config) -> list[Problem]:
     found: list[Problem] = []
+    if config.model_type == "QwenImage" and config.model_type not in MODELS.names():
+        found.append((("model_type",), "QwenImage is not in this version, which trains 'Flux2Klein'."))
     if not config.use_lora:
         found.append((("use_lora",), "training all weights is not in this version. Set use_lora = True."))
     if config.use_ema:

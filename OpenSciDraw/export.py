@@ -30,9 +30,15 @@ class Adapter:
     """A LoRA read from disk: tensors in diffusers names without prefix, and PEFT's config of it."""
 
     file: Path
+    run: Path
     config: Config
     layers: dict[str, Tensor]
     peft: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`checkpoint-<step>`, or `final` for the run's own adapter."""
+        return "final" if self.file.parent == self.run else self.file.parent.name
 
 
 def find_adapter(target: str) -> tuple[Path, Path]:
@@ -68,14 +74,15 @@ def read_adapter(target: str) -> Adapter:
         raise UserError(f"{file} has no lora_adapter_metadata: rank and alpha are not known. Was it written by ScienceFlow?")
     peft = {key.removeprefix("transformer."): value for key, value in json.loads(metadata["lora_adapter_metadata"]).items()}
     layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(file).items()}
-    return Adapter(file, load_config(run / "config.py"), layers, peft)
+    return Adapter(file, run, load_config(run / "config.py"), layers, peft)
 
 
 def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
     """Metadata after the ModelSpec standard 1.0.1 (Stability AI), with kohya's rank and alpha keys."""
     config, peft = adapter.config, adapter.peft
     base = config.pretrained_model_name_or_path.split("/")[-1].removeprefix("embedded:")
-    step = re.search(r"checkpoint-(\d+)", str(adapter.file))
+    trained = adapter.file.parent if adapter.name != "final" else next(iter(list_checkpoints(adapter.run)[-1:]), None)
+    step = re.search(r"checkpoint-(\d+)$", str(trained))
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base.lower()}/lora",
@@ -88,7 +95,7 @@ def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
         "ss_network_module": "peft.lora",
         "ss_network_dim": str(peft["r"]),
         "ss_network_alpha": str(peft["lora_alpha"]),
-        "ss_steps": step[1] if step else str(config.max_train_steps),
+        "ss_steps": step[1] if step else "unknown",
     }
 
 
@@ -100,7 +107,7 @@ def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str) 
     repository's module names with `.alpha` tensors.
     """
     adapter = read_adapter(target)
-    out = out or adapter.file.parent / "export"
+    out = out or adapter.run / "export" / adapter.name
     out.mkdir(parents=True, exist_ok=True)
     if (out / LORA_FILE).resolve() == adapter.file.resolve():
         raise UserError(f"--out {out} is where the adapter itself lies. Choose another folder.")

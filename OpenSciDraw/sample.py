@@ -15,6 +15,7 @@ from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import Adapter, read_adapter
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.utils.trainable import load_pretrained
 from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -32,7 +33,7 @@ def sample_normalized(
     sigmas = model.inference_sigmas(noise.shape[-2] * noise.shape[-1], steps).to(noise.device)
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        level = sigma.to(noisy.dtype)
+        level = (1000 * sigma).to(noisy.dtype) / 1000  # the pipelines round the timestep, not sigma
         wanted = model.velocity(noisy, level, text)
         if guidance <= 1:
             return wanted
@@ -51,6 +52,7 @@ def load_for_inference(adapter: Adapter, prompts: Sequence[str], negative: str) 
     model.free_text_encoder()
     model.load_vae()
     model.load_transformer()
+    load_pretrained(model.transformer, adapter.config)  # a base that training changed before it added the adapter
     return model, rows
 
 
@@ -62,7 +64,8 @@ def main(arguments: Namespace) -> int:
     """
     adapter = read_adapter(arguments.run)
     config = adapter.config
-    model, rows = load_for_inference(adapter, arguments.prompt, arguments.negative_prompt or "")
+    negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
+    model, rows = load_for_inference(adapter, arguments.prompt, negative)
     pipe = model.pipeline(model.transformer)
     pipe.load_lora_weights(str(adapter.file.parent), weight_name=adapter.file.name)
     default = resolutions(config)[:1] or [(config.encode.resolution, config.encode.resolution)]
@@ -71,7 +74,7 @@ def main(arguments: Namespace) -> int:
     if width % multiple or height % multiple:
         raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
     guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
-    out = Path(arguments.out) if arguments.out else adapter.file.parent / "samples"
+    out = Path(arguments.out) if arguments.out else adapter.run / "samples" / adapter.name
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
     pictures = []

@@ -19,6 +19,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ class StoreTable:
         self._shard_of = np.repeat(np.arange(len(shards)), [t.num_rows for t in tables]).astype(np.int32)
         self._offset, self._nbytes = self.numbers("offset"), self.numbers("nbytes")
         self._crc = self.numbers("crc32")
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[int, FileIO] = OrderedDict()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -279,21 +280,24 @@ class StoreTable:
         size = int(self._nbytes[row])
         buffer = torch.empty(size, dtype=torch.uint8)
         view = buffer.numpy().data
-        got = os.preadv(self._file(int(self._shard_of[row])), [view], int(self._offset[row]))
+        file = self._file(int(self._shard_of[row]))
+        file.seek(int(self._offset[row]))
+        got = file.readinto(view)
         if got != size:
             raise ValueError(f"{self.shard_of(row)}: row {row} has {got} of {size} bytes (the file is cut short)")
         if check and zlib.crc32(view) != int(self._crc[row]):
             raise ValueError(f"{self.shard_of(row)}: row {row} does not match its checksum (the file was damaged)")
         return buffer.view(torch.bfloat16).view(self.value("shape", row))
 
-    def _file(self, shard: int) -> int:
-        handle = self._files.pop(shard, None)
-        if handle is None:
-            handle = os.open(self.shards[shard], os.O_RDONLY)
+    def _file(self, shard: int) -> FileIO:
+        """The shard's file, unbuffered; the least recently used one is closed when there are many."""
+        file = self._files.pop(shard, None)
+        if file is None:
+            file = FileIO(self.shards[shard])
             if len(self._files) >= _MAX_OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = handle
-        return handle
+                self._files.popitem(last=False)[1].close()
+        self._files[shard] = file
+        return file
 
     def verify_shard(self, shard: int) -> None:
         """Raises ValueError when a shard's file is not the one that was written."""

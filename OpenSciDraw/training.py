@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -40,14 +41,19 @@ Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
 
 def build_accelerator(config: Config) -> Accelerator:
     """accelerate, with the config's values: an accelerate file or environment cannot change them unseen."""
-    trackers = [] if config.report_to is None else config.report_to if isinstance(config.report_to, list) else [config.report_to]
+    given = config.report_to if isinstance(config.report_to, list) else [config.report_to]
+    trackers = [name for name in given if name not in (None, "none")]
+    missing = [name for name in trackers if importlib.util.find_spec(str(name)) is None]
+    if missing:
+        extra = ",".join(map(str, missing))
+        raise UserError(f"report_to = {missing}: not installed. pip install 'OpenSciDraw[{extra}]', or set report_to = 'none'.")
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
-        log_with=[name for name in trackers if name != "none"] or None,
+        log_with=trackers or None,
         project_dir=str(Path(config.model_output_dir) / config.logging_dir),
     )
     real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision, accelerator.num_processes)
@@ -76,6 +82,8 @@ class Training:
         self.accelerator = build_accelerator(config)
         self._prepare_torch()
         self.model = build_model(config, self.accelerator.device)
+        self.model.load_vae()
+        self._check_sizes()
         self.objective: Objective = TRAIN_ITERATION_FUNCS.get(config.train_iteration_func_name)
         self.validator = VALIDATION_FUNCS.get(config.validation_func_name)
         self._build_data()
@@ -94,6 +102,12 @@ class Training:
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+
+    def _check_sizes(self) -> None:
+        multiple = self.model.pixel_multiple
+        wrong = [size for size in self.config.resolution_list if size[0] % multiple or size[1] % multiple]
+        if wrong:
+            raise UserError(f"resolution_list: {wrong}: this model draws sides that are multiples of {multiple} px.")
 
     def _build_data(self) -> None:
         config, place = self.config, self.accelerator
@@ -147,6 +161,7 @@ class Training:
             rows = [self.model.encode_prompts([prompt])[0].cpu() for prompt in [*prompts, negative, ""]]
             self.prompts = PromptSet(prompts, rows[:-2], rows[-2])
             empty = rows[-1] if empty is None else empty
+            self._check_contract(self.dataset.contract)  # again: a text encoder that was just fetched has a fingerprint now
             if not online:
                 self.model.free_text_encoder()
         else:
@@ -155,7 +170,6 @@ class Training:
 
     def _build_transformer(self) -> None:
         config, model, accelerator = self.config, self.model, self.accelerator
-        model.load_vae()
         model.load_transformer()
         transformer = model.transformer
         trainable.load_pretrained(transformer, config)
@@ -231,7 +245,8 @@ class Training:
                 line = json.dumps({"id": bad.id, "reason": bad.reason, "rank": self.accelerator.process_index})
                 with (self.output_dir / "quarantine.jsonl").open("a") as file:
                     file.write(line + "\n")
-        if len(self._bad) > self.config.max_bad_rows_fraction * len(self.dataset):
+        share = self.config.max_bad_rows_fraction
+        if len(self._bad) > (max(1.0, share * len(self.dataset)) if share else 0):  # a small set may have one
             raise UserError(
                 f"{len(self._bad)} of {len(self.dataset)} rows cannot be read, more than max_bad_rows_fraction = "
                 f"{self.config.max_bad_rows_fraction}. They are listed in {self.output_dir / 'quarantine.jsonl'}."
@@ -285,6 +300,7 @@ class Training:
             "micro_step": self.micro_step,
             "sampler": self.sampler.state_dict(),
             "effective_batch": self.effective_batch,
+            "mixed_precision": self.config.mixed_precision,
             "parameters": list(self.parameters),
         }
 
@@ -304,6 +320,10 @@ class Training:
         if state["parameters"] != list(self.parameters):
             counts = f"{len(state['parameters'])} tensors, this config {len(self.parameters)}"
             raise UserError(f"{folder} trained {counts}: check lora_layers and rank.")
+        if state["mixed_precision"] != self.config.mixed_precision:
+            was = state["mixed_precision"]
+            now = self.config.mixed_precision
+            raise UserError(f"{folder} was trained with mixed_precision = {was!r}, not {now!r}: set it back.")
         self.sampler.load_state_dict(state["sampler"])
         transformer = self.accelerator.unwrap_model(self.model.transformer)
         trainable.load_lora_state(transformer, trainable.read_lora(folder / checkpoint.LORA_FILE), folder)

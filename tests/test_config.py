@@ -198,7 +198,7 @@ def test_values_follow_from_others_where_they_are_not_set(write: Write) -> None:
     online = minimal(dataset={"type": "FigureDataset", "figures": "f"})
     assert (online.use_parquet_dataset, online.text) == (False, "online")
     assert online.train_iteration_func_name == "Flux2Klein_train_iteration_func"
-    assert online.dataset_arguments()["resolution"] == online.encode.resolution
+    assert online.dataset_arguments()["encode"].figures == "f"
 
 
 def test_relative_paths_start_from_base_filesys_path(tmp_path: Path) -> None:

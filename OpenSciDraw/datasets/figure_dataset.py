@@ -6,14 +6,14 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Sample
-from OpenSciDraw.datasets.buckets import best_bucket, fit
-from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, list_figures, load_figure
+from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, list_figures
+from OpenSciDraw.encode import Prepared, prepare, to_model_range
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
 from OpenSciDraw.store import Contract
@@ -26,27 +26,25 @@ class FigureRows:
 
     contract: Contract | None = None  # nothing is encoded yet: the model of the config encodes it
 
-    def __init__(self, figures: str, resolution: int):
-        self.resolution = resolution
-        refs, rejected = list_figures(figures)
+    def __init__(self, encode: EncodeConfig):
+        self.encode = encode
+        refs, rejected = list_figures(str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures)
         with ThreadPoolExecutor(8) as pool:  # sizes decide the buckets, so every figure is opened once
-            sizes = list(tqdm(pool.map(self._size, refs), total=len(refs), desc="sizes", unit="figure"))
-        usable = [(ref, size) for ref, size in zip(refs, sizes, strict=True) if size is not None]
-        _LOG.info("%s: %d figures, %d rejected", figures, len(usable), len(rejected) + len(refs) - len(usable))
+            opened = list(tqdm(pool.map(self._bucket, refs), total=len(refs), desc="sizes", unit="figure"))
+        usable = [(ref, bucket) for ref, bucket in zip(refs, opened, strict=True) if bucket is not None]
+        _LOG.info("%s: %d figures, %d rejected", encode.figures, len(usable), len(rejected) + len(refs) - len(usable))
         if not usable:
-            raise UserError(f"{figures}: no usable figure. `scienceflow encode` writes the reasons to rejected.jsonl.")
+            raise UserError(f"{encode.figures}: no usable figure. `scienceflow encode` writes the reasons to rejected.jsonl.")
         self.refs = [ref for ref, _ in usable]
-        self._buckets = np.array(
-            [(b.height, b.width) for b in (best_bucket(w, h, resolution) for _, (w, h) in usable)], dtype=np.int32
-        )
+        self._buckets = np.array([bucket for _, bucket in usable], dtype=np.int32)
 
-    @staticmethod
-    def _size(ref: FigureRef) -> tuple[int, int] | None:
+    def _bucket(self, ref: FigureRef) -> tuple[int, int] | None:
         try:
-            return load_figure(ref).size
+            bucket = prepare(ref, self.encode).bucket
         except RejectedFigure as error:
             _LOG.warning("%s rejected: %s", ref.id, error)
             return None
+        return bucket.height, bucket.width
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -62,11 +60,8 @@ class FigureRows:
 
     def sample(self, row: int) -> Sample:
         """Raises RejectedFigure (a ValueError) when the figure cannot be read any more."""
-        ref = self.refs[row]
-        image = load_figure(ref)
-        fitted, _ = fit(image, best_bucket(image.width, image.height, self.resolution))
-        pixels = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)
-        return Sample(ref.id, ref.caption, pixels=pixels.float() / 127.5 - 1.0)
+        item: Prepared = prepare(self.refs[row], self.encode)
+        return Sample(item.ref.id, item.ref.caption, pixels=to_model_range(item.pixels))
 
     def empty_text(self) -> Tensor | None:
         return None
@@ -79,5 +74,5 @@ class FigureDataset(RowDataset):
     Slower at each step than a store and free of its disk space; use it for small sets and trials.
     """
 
-    def __init__(self, *, figures: str, resolution: int, num_train_examples: int | None = None, stat_data: bool = False):
-        super().__init__(FigureRows(figures, resolution), figures, num_train_examples, stat_data)
+    def __init__(self, *, encode: EncodeConfig, num_train_examples: int | None = None, stat_data: bool = False):
+        super().__init__(FigureRows(encode), str(encode.figures), num_train_examples, stat_data)

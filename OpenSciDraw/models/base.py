@@ -88,36 +88,41 @@ def load_component(cls: Any, source: ModelSource, subfolder: str, **kwargs: Any)
     Raises:
         UserError: gated repository, missing or wrong token, no network, missing files.
     """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    where = f"{subfolder}/ of {source.name}" + (f" at revision {source.revision}" if source.revision else "")
     if not source.is_local:
         kwargs |= {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
     if source.variant is not None:
         kwargs["variant"] = source.variant
     try:
         return cls.from_pretrained(source.name, subfolder=subfolder, **kwargs)
-    except (OSError, HfHubHTTPError) as error:
-        chain: list[BaseException] = []
-        link: BaseException | None = error
-        while link is not None and link not in chain:
-            chain.append(link)
-            link = link.__cause__ or link.__context__
-        text = " ".join(str(e) for e in chain).lower()
-        if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text or "401" in text or "403" in text:
-            raise UserError(
-                f"Cannot load {where}: the repository is gated or the access token is missing or not allowed.\n"
-                f"  1. Open https://huggingface.co/{source.name} and accept its licence.\n"
-                "  2. Run `hf auth login` (older: `huggingface-cli login`), or set HF_TOKEN in the environment."
-            ) from error
-        if any(isinstance(e, (RepositoryNotFoundError,)) for e in chain):
-            raise UserError(f"Cannot load {where}: no such repository (or it is private: log in, see HF_TOKEN).") from error
-        hint = (
-            "The files are not in the local cache and the hub cannot be reached."
-            if any(isinstance(e, LocalEntryNotFoundError) for e in chain) or "connect" in text
-            else "Check the name, the revision and the folder's files."
+    except OSError as error:  # the hub's HTTP errors are OSErrors too
+        raise _loading_error(error, source, subfolder) from error
+
+
+def _loading_error(error: OSError, source: ModelSource, part: str) -> UserError:
+    """What to do about a component that cannot be loaded."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    where = f"{part}/ of {source.name}" + (f" at revision {source.revision}" if source.revision else "")
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = " ".join(str(e) for e in chain).lower()
+    if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text or "401" in text or "403" in text:
+        return UserError(
+            f"Cannot load {where}: the repository is gated or the access token is missing or not allowed.\n"
+            f"  1. Open https://huggingface.co/{source.name} and accept its licence.\n"
+            "  2. Run `hf auth login` (older: `huggingface-cli login`), or set HF_TOKEN in the environment."
         )
-        raise UserError(f"Cannot load {where}: {hint}\n  {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+        return UserError(f"Cannot load {where}: no such repository (or it is private: log in, see HF_TOKEN).")
+    hint = (
+        "The files are not in the local cache and the hub cannot be reached."
+        if any(isinstance(e, LocalEntryNotFoundError) for e in chain) or "connect" in text
+        else "Check the name, the revision and the folder's files."
+    )
+    return UserError(f"Cannot load {where}: {hint}\n  {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
 def fingerprint(folder: Path) -> str | None:
@@ -304,6 +309,20 @@ class FigureModel(ABC):
             parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
         origin = {"source": self.requested_source.name, "revision": self.requested_source.revision}
         return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
+
+    def download(self, parts: Sequence[str]) -> None:
+        """Fetch components of a hub model, so that their fingerprints are known before they are loaded."""
+        from huggingface_hub import snapshot_download
+
+        if not self.source.is_local:
+            source, patterns = self.source, [f"{part}/*" for part in parts]
+            try:
+                snapshot_download(
+                    source.name, revision=source.revision, cache_dir=source.cache_dir, token=source.token,
+                    allow_patterns=patterns,
+                )  # fmt: skip
+            except OSError as error:
+                raise _loading_error(error, source, ", ".join(parts)) from error
 
     def _component_folder(self, part: str) -> Path | None:
         """The folder of a component's files on this machine, or None when it is not here."""

@@ -232,12 +232,17 @@ class Flux2Klein(FigureModel):
         return out
 
     def family_contract(self) -> dict[str, dict[str, Any]]:
-        latents = {"vae": "AutoencoderKLFlux2", "latents": "posterior mode, raw (before patchify and BatchNorm)"}
+        latents = {
+            "vae": "AutoencoderKLFlux2",
+            "latents": "posterior mode, raw (before patchify and BatchNorm)",
+            "channels": self.vae.config.latent_channels,
+        }
         text = {
             "text_encoder": "Qwen3ForCausalLM",
             "layers": list(TEXT_LAYERS),
             "template": TEMPLATE,
             "padding": "max_length, pad rows kept",
             "max_sequence_length": self.max_sequence_length,
+            "width": self.text_shape()[1],
         }
         return {"latents": latents, "text": text}

@@ -40,8 +40,8 @@ class RunLog:
 
     def _reset(self) -> None:
         device = self.accelerator.device
-        self._bins = torch.zeros(2, flow.SIGMA_BINS, dtype=torch.float64, device=device)  # loss sums, counts
-        self._weighted = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, samples
+        self._bins = torch.zeros(2, flow.SIGMA_BINS, device=device)  # loss sums, counts
+        self._weighted = torch.zeros(2, device=device)  # loss sum, samples
         self._step_loss: list[Tensor] = []
         self._since, self._waited = time.perf_counter(), 0.0
 
@@ -52,11 +52,11 @@ class RunLog:
     def micro_step(self, output: LossOutput) -> None:
         """Add one micro-step; no synchronisation with the device."""
         where = flow.sigma_bin(output.sigma)
-        losses = output.per_sample.double()
+        losses = output.per_sample.float()
         self._bins[0].index_add_(0, where, losses)
         self._bins[1].index_add_(0, where, torch.ones_like(losses))
         count = len(losses)
-        self._weighted += torch.stack([output.loss.detach().double() * count, torch.full_like(losses[0], count)])
+        self._weighted += torch.stack([output.loss.detach().float() * count, torch.full_like(losses[0], count)])
         self._step_loss.append(output.loss.detach())
 
     def optimizer_step(self, step: int, every: int, lr: float, grad_norm: Tensor | None, bad_rows: int) -> None:

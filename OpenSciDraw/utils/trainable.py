@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from OpenSciDraw.config import Config
@@ -150,7 +152,20 @@ def load_pretrained(transformer: Any, config: Config) -> None:
 
 
 def load_pretrained_adapter(transformer: nn.Module, config: Config) -> None:
-    """Start the new adapter from a saved one of the same shape (unless it was fused into the base)."""
+    """Start the new adapter from a saved one of the same rank and layers (unless it was fused into the base).
+
+    The saved one keeps its effect where `lora_alpha` differs: its B is scaled by the ratio of the alphas.
+    """
     if config.pretrained_lora_ckpt_path is not None and not config.fuse_pretrained_lora:
         file = _lora_file(config.pretrained_lora_ckpt_path)
-        load_lora_state(transformer, read_lora(file), file)
+        state, alpha = read_lora(file), lora_alpha(file)
+        if alpha is not None and alpha != config.lora_alpha:
+            state = {k: v * (alpha / config.lora_alpha) if ".lora_B." in k else v for k, v in state.items()}
+        load_lora_state(transformer, state, file)
+
+
+def lora_alpha(file: Path) -> float | None:
+    """The alpha that a diffusers LoRA file states in its metadata, or None."""
+    with safe_open(file, framework="pt") as handle:
+        metadata = json.loads((handle.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return metadata.get("transformer.lora_alpha")

@@ -19,7 +19,7 @@ QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 def held_out_loss(
     model: FigureModel, dataset: RowDataset, rows: np.ndarray, config: Config, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Mean unweighted loss over `rows` at the QUANTILES of the training density of sigma, and at each of them.
+    """Mean unweighted loss over `rows` at the QUANTILES of the trained noise levels (0.9 = noisy), and at each.
 
     Noise is keyed by (seed, sample) alone, so two steps, two runs and any number of ranks compare like with
     like. Returns `held_out_loss` and, for each quantile, `held_out_loss_q<quantile>`.
@@ -27,8 +27,8 @@ def held_out_loss(
     if not len(rows):
         return {}
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    quantiles = torch.tensor(QUANTILES)
-    sums = torch.zeros(len(QUANTILES) + 1, dtype=torch.float64, device=accelerator.device)
+    quantiles = torch.tensor(QUANTILES)  # of sigma, which falls as diffusers' u rises
+    sums = torch.zeros(len(QUANTILES) + 1, device=accelerator.device)
     transformer = accelerator.unwrap_model(model.transformer)
     was_training = transformer.training
     transformer.eval()
@@ -39,7 +39,7 @@ def held_out_loss(
         clean = model.normalize(latents)
         shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
         base = flow.sigma_of_quantile(
-            quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
+            1 - quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
         )
         sigma = flow.shift_sigma(base, shift)
         text_rows: list[Tensor] = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
@@ -50,7 +50,7 @@ def held_out_loss(
             with accelerator.autocast():
                 predicted = model.velocity(flow.interpolate(clean, noise, level), level, text)
             error = predicted.float() - flow.velocity_target(clean, noise)
-            sums[at] += error.pow(2).mean().double()
+            sums[at] += error.pow(2).mean()
     sums[-1] = len(mine)
     model.transformer = wrapped
     transformer.train(was_training)
