@@ -226,6 +226,12 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> _Layer:
                 f"{COMMAND_LINE}: {name!r} is not key=value. Write e.g. train_batch_size=2 dataset.num_workers=4."
             )
             continue
+        if name in SECRET_KEYS or name == "wandb_api_key":
+            problems.append(
+                f"{COMMAND_LINE}: {name}: a secret on the command line ends up in histories, process lists and the "
+                "tracker's files. Set HF_TOKEN (or WANDB_API_KEY) in the environment instead."
+            )
+            continue
         top, _, rest = name.partition(".")
         value = parsed = _parse(raw)
         for part in reversed(rest.split(".") if rest else []):

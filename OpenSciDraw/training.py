@@ -194,7 +194,9 @@ class Training:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, self.output_dir / "config.py")
         if accelerator.log_with:
-            accelerator.init_trackers(config.tracker_name, init_kwargs={"wandb": {"name": config.run_name}})
+            values = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in config.model_dump().items()}
+            wandb = {"name": config.run_name, "dir": str(self.output_dir)}  # secrets are not part of a dumped config
+            accelerator.init_trackers(config.tracker_name, values, init_kwargs={"wandb": wandb})
         accelerator.wait_for_everyone()
         self.log = RunLog(self.output_dir, accelerator, self.total_steps, self.step)
         trained = sum(p.numel() for p in self.parameters.values())

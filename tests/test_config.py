@@ -377,6 +377,7 @@ def test_secrets_are_never_printed(write: Write, caplog: pytest.LogCaptureFixtur
         refusal(write(f"hub_tokne = {TOKEN!r}\n")),
         refusal(write(), f"hub_token={TOKEN}", "rank=x"),
     ]
+    assert "a secret on the command line" in texts[-1]  # trackers record the command line
     for text in texts:
         assert TOKEN not in text
 
