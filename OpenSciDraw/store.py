@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.files import sha256_of, sync_to_disk
 
 SCHEMA_VERSION = 1
 EMPTY_PROMPT = ""
@@ -143,7 +144,7 @@ def write_shard(
             total += (numbers.numel(), numbers.sum().item(), numbers.square_().sum().item())
         facts = {**facts, "rows": len(small), "statistics": _statistics(total)}
         writer.add_key_value_metadata({"contract": contract.to_json(), "facts": json.dumps(facts)})
-    _sync(building)
+    sync_to_disk(building)
     metadata = pq.read_metadata(building)
     column = schema.get_field_index("tensor")
     for group, columns in enumerate(small):
@@ -151,7 +152,7 @@ def write_shard(
         size = 2 * math.prod(columns["shape"])
         # PLAIN pages end with the value, so the tensor is the tail of its column chunk
         columns |= {"offset": chunk.data_page_offset + chunk.total_compressed_size - size, "nbytes": size}
-    facts["sha256"], facts["bytes"] = _sha256(building), building.stat().st_size
+    facts["sha256"], facts["bytes"] = sha256_of(building), building.stat().st_size
     os.replace(building, path)
     _write_index(path, schema, small, contract, facts)
     return len(small)
@@ -174,25 +175,9 @@ def _write_index(
     building = shard.with_name(f".{shard.name}.index.tmp")
     with pa.OSFile(str(building), "wb") as sink, pa.ipc.new_file(sink, index_schema) as writer:
         writer.write_table(pa.Table.from_pylist(small, schema=index_schema))
-    _sync(building)
+    sync_to_disk(building)
     os.replace(building, index_path(shard))
-    _sync(shard.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    sync_to_disk(shard.parent)
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -305,7 +290,7 @@ class StoreTable:
         size = self.shards[shard].stat().st_size
         if size != facts["bytes"]:
             raise ValueError(f"{self.shards[shard]}: {size} bytes, {facts['bytes']} were written")
-        if _sha256(self.shards[shard]) != facts["sha256"]:
+        if sha256_of(self.shards[shard]) != facts["sha256"]:
             raise ValueError(f"{self.shards[shard]}: sha256 differs from the one recorded when it was written")
 
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.files import sha256_of, sync_to_disk
 
 _LOG = logging.getLogger("OpenSciDraw")
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -87,32 +87,16 @@ class CheckpointWriter:
         files = sorted(path for path in self.building.rglob("*") if path.is_file())
         hashes = {}
         for path in files:
-            hashes[str(path.relative_to(self.building))] = sha256(path)
-            _sync(path)
+            hashes[str(path.relative_to(self.building))] = sha256_of(path)
+            sync_to_disk(path)
         manifest = self.building / "manifest.json"
         manifest.write_text(json.dumps(hashes, indent=1))
-        _sync(manifest)
-        _sync(self.building)
+        sync_to_disk(manifest)
+        sync_to_disk(self.building)
         if self.final.exists():  # only a damaged one can be here: a good one would have been resumed from
             shutil.rmtree(self.final)
         os.replace(self.building, self.final)
-        _sync(self.final.parent)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_to_disk(self.final.parent)
 
 
 def delete_old(output_dir: Path, limit: int | None) -> None:
@@ -146,7 +130,7 @@ def check(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise DamagedCheckpoint(f"{path} is missing")
-        if sha256(path) != digest:
+        if sha256_of(path) != digest:
             raise DamagedCheckpoint(f"{path} is not the file that was written (sha256 differs)")
 
 
