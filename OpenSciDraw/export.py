@@ -35,10 +35,10 @@ class Adapter:
     layers: dict[str, Tensor]
     peft: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """`checkpoint-<step>`, or `final` for the run's own adapter."""
-        return "final" if self.file.parent == self.run else self.file.parent.name
+    def output_folder(self, kind: str) -> Path:
+        """`<run>/<kind>` for the run's own adapter, `<run>/<kind>/checkpoint-<step>` for a checkpoint's."""
+        folder = self.run / kind
+        return folder if self.file.parent == self.run else folder / self.file.parent.name
 
 
 def find_adapter(target: str) -> tuple[Path, Path]:
@@ -81,8 +81,9 @@ def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
     """Metadata after the ModelSpec standard 1.0.1 (Stability AI), with kohya's rank and alpha keys."""
     config, peft = adapter.config, adapter.peft
     base = config.pretrained_model_name_or_path.split("/")[-1].removeprefix("embedded:")
-    trained = adapter.file.parent if adapter.name != "final" else next(iter(list_checkpoints(adapter.run)[-1:]), None)
-    step = re.search(r"checkpoint-(\d+)$", str(trained))
+    newest = [path.name for path in list_checkpoints(adapter.run)[-1:]]  # the run's own adapter is its last step's
+    names = newest if adapter.file.parent == adapter.run else [adapter.file.parent.name]
+    step = re.search(r"checkpoint-(\d+)$", "".join(names))
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base.lower()}/lora",
@@ -107,7 +108,7 @@ def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str) 
     repository's module names with `.alpha` tensors.
     """
     adapter = read_adapter(target)
-    out = out or adapter.run / "export" / adapter.name
+    out = out or adapter.output_folder("export")
     out.mkdir(parents=True, exist_ok=True)
     if (out / LORA_FILE).resolve() == adapter.file.resolve():
         raise UserError(f"--out {out} is where the adapter itself lies. Choose another folder.")

@@ -74,7 +74,7 @@ def main(arguments: Namespace) -> int:
     if width % multiple or height % multiple:
         raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
     guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
-    out = Path(arguments.out) if arguments.out else adapter.run / "samples" / adapter.name
+    out = Path(arguments.out) if arguments.out else adapter.output_folder("samples")
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
     pictures = []

@@ -5,13 +5,13 @@
 #
 # With conda on the PATH: an environment named $SCIENCEFLOW_ENV (default: scienceflow).
 # Without: a virtual environment in .venv of this repository.
-#   SCIENCEFLOW_EXTRAS   extras to install, comma-separated (default: dev,wandb)
+#   SCIENCEFLOW_EXTRAS   extras to install, comma-separated (default: dev)
 #   PYTHON               interpreter for the virtual environment (default: python3; 3.10 or newer)
 set -euo pipefail
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 environment="${SCIENCEFLOW_ENV:-scienceflow}"
-extras="${SCIENCEFLOW_EXTRAS:-dev,wandb}"
+extras="${SCIENCEFLOW_EXTRAS:-dev}"
 cd "$repository"
 
 if command -v conda >/dev/null 2>&1; then
