@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from OpenSciDraw.config import Config, EncodeConfig
-from OpenSciDraw.datasets.buckets import Bucket, best_bucket, fit
+from OpenSciDraw.config_checks import FIGURE_DATASET
+from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
@@ -48,15 +49,21 @@ from OpenSciDraw.store import (
 )  # fmt: skip
 
 _LOG = logging.getLogger("OpenSciDraw")
+_ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
 
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those that encode; from the environment that `accelerate launch` sets."""
+    """This process among those that encode."""
 
-    rank: int = int(os.environ.get("RANK", "0"))
-    world_size: int = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank: int = int(os.environ.get("LOCAL_RANK", "0"))
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def here(cls) -> Place:
+        """From the environment that `accelerate launch` and `torchrun` set."""
+        return cls(*(int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
 
     def device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -64,8 +71,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """One shard's content: its path and a hash of what belongs into it."""
+    """One shard's content: its number and path, and a hash of what belongs into it."""
 
+    number: int
     path: Path
     items: Sequence[Any]
     digest: str
@@ -90,26 +98,34 @@ def main(config: Config) -> int:
     """Encode `config.encode.figures` into the store of `config.dataset`. Returns the exit code.
 
     Raises:
-        UserError: no figures, no room on the disk, a store that was made in another way.
+        UserError: no figures, no room on the disk, a store that was made in another way or lies among the figures.
     """
-    encode, folder, place = config.encode, store_folder(config), Place()
-    refs, rejected = list_figures(encode.figures, encode.image_column, encode.caption_column, encode.max_figures)
-    _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), encode.figures, len(rejected))
+    encode, folder, place, source = config.encode, store_folder(config), Place.here(), _source(config)
+    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures)
+    _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
-    figure_work = _plan(folder / "figures", refs, encode.samples_per_shard, lambda ref: [ref.id, ref.caption, ref.size_bytes])
+    limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
+    figure_work = _plan(
+        folder / "figures", refs, encode.samples_per_shard, lambda ref: [ref.id, ref.caption, ref.size_bytes, *limits]
+    )
     text_work = _plan(folder / "text", captions, encode.samples_per_shard, lambda caption: caption)
-    _refuse_strangers(folder, figure_work, text_work)
+    _refuse_strangers(folder / "figures", figure_work)
+    if captions:
+        _refuse_strangers(folder / "text", text_work)
 
     model = build_model(config, place.device())
+    model.download(["vae", "text_encoder"] if captions else ["vae"])  # their fingerprints belong to the contract
     model.load_vae()
+    _require_sides(model, encode.resolution)
     contract = model.contract()
     picture = {"resolution": encode.resolution, "fit": "scaled into the bucket, padded with the border colour"}
     figures_contract = replace(contract, text={}, picture=picture)
     text_contract = replace(contract, latents={})
-    todo_text = _todo(text_work, text_contract, TEXT_PARTS, place)
-    todo_figures = _todo(figure_work, figures_contract, FIGURE_PARTS, place)
-    _announce(model, encode, folder, todo_text, todo_figures, place)
+    missing_text = _missing(text_work, text_contract, TEXT_PARTS)
+    missing_figures = _missing(figure_work, figures_contract, FIGURE_PARTS)
+    _announce(model, encode, folder, missing_text, missing_figures)
 
+    todo_text, todo_figures = _share(missing_text, place), _share(missing_figures, place)
     if todo_text:
         model.load_text_encoder()
         _encode_captions(model, todo_text, text_contract, encode.batch_size)
@@ -120,19 +136,48 @@ def main(config: Config) -> int:
 
 
 # -- what is to do -------------------------------------------------------------------------------
+def _source(config: Config) -> str:
+    """Where the figures come from. Raises UserError when nobody says, or when the store would lie among them."""
+    source, folder = config.encode.figures, store_folder(config)
+    if config.dataset.type == FIGURE_DATASET:
+        raise UserError(
+            f"dataset.type = {FIGURE_DATASET!r} encodes its figures while training: there is nothing to encode beforehand. "
+            "For a store set dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
+        )
+    if source is None:
+        raise UserError("encode.figures is not set: which figures? Set encode = dict(figures='my_figures/'), or 'drawn:2000'.")
+    if not source.startswith("drawn:") and folder.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise UserError(
+            f"The store {folder} (dataset.base_dir / parquet_base_path) lies inside encode.figures = {source!r}: its shards "
+            "would be taken for figures. Choose a folder outside."
+        )
+    return source
+
+
+def _require_sides(model: FigureModel, resolution: int) -> None:
+    """Raises UserError when the model cannot take the resolution's buckets."""
+    multiple = model.pixel_multiple
+    wrong = [bucket for bucket in buckets(resolution) if bucket.height % multiple or bucket.width % multiple]
+    if wrong:
+        raise UserError(
+            f"encode.resolution = {resolution}: {model.requested_source.name} needs sides that are multiples of {multiple} px, "
+            f"the bucket {wrong[0].height} x {wrong[0].width} is not one. Choose a larger encode.resolution."
+        )
+
+
 def _plan(folder: Path, items: Sequence[Any], size: int, identity: Any) -> list[Work]:
     works = []
     for number, start in enumerate(range(0, len(items), size)):
         part = items[start : start + size]
         digest = hashlib.sha256(json.dumps([identity(item) for item in part]).encode()).hexdigest()[:16]
-        works.append(Work(folder / f"{number:05d}.parquet", part, digest))
+        works.append(Work(number, folder / f"{number:05d}.parquet", part, digest))
     return works
 
 
-def _refuse_strangers(folder: Path, *plans: list[Work]) -> None:
+def _refuse_strangers(folder: Path, plan: list[Work]) -> None:
     """A shard that the list of figures does not explain would be trained on unseen."""
-    planned = {work.path for plan in plans for work in plan}
-    strangers = [p for part in ("figures", "text") for p in sorted((folder / part).glob("[0-9]*.parquet")) if p not in planned]
+    planned = {work.path for work in plan}
+    strangers = [path for path in sorted(folder.glob("[0-9]*.parquet")) if path not in planned]
     if strangers:
         raise UserError(
             f"{folder} holds {len(strangers)} shard(s) that do not belong to this list of figures (first: {strangers[0]}): "
@@ -140,34 +185,40 @@ def _refuse_strangers(folder: Path, *plans: list[Work]) -> None:
         )
 
 
-def _todo(plan: list[Work], contract: Contract, parts: Sequence[str], place: Place) -> list[Work]:
-    """This process's shards that are missing or hold other figures than they should."""
-    todo = []
-    for number, work in enumerate(plan):
+def _missing(plan: list[Work], contract: Contract, parts: Sequence[str]) -> list[Work]:
+    """Shards that are not there, or hold other figures than they should."""
+    missing = []
+    for work in plan:
         info = read_shard_info(work.path) if work.path.exists() else None
         if info is not None:
             contract.require(info.contract, parts, work.path)
             if info.facts["work"] == work.digest:
                 continue
-            _LOG.info("%s: its figures or captions have changed: encoded again", work.path)
-        if number % place.world_size == place.rank:
-            todo.append(work)
-    return todo
+            _LOG.info("%s: its figures, captions or their limits have changed: encoded again", work.path)
+        missing.append(work)
+    return missing
 
 
-def _announce(
-    model: FigureModel, encode: EncodeConfig, folder: Path, text: list[Work], figures: list[Work], place: Place
-) -> None:
-    """Print the expected size before anything is encoded; refuse when the disk is too small."""
+def _share(works: list[Work], place: Place) -> list[Work]:
+    """This process's part: by the shard's number, so that processes that start late agree with the others."""
+    return [work for work in works if work.number % place.world_size == place.rank]
+
+
+def _announce(model: FigureModel, encode: EncodeConfig, folder: Path, text: list[Work], figures: list[Work]) -> None:
+    """Print the expected size before anything is encoded; refuse when the disk is too small. Of all processes together."""
     captions, pictures = sum(len(w.items) for w in text), sum(len(w.items) for w in figures)
     latent = 2 * math.prod(model.latent_shape(encode.resolution, encode.resolution))
     row = 2 * math.prod(model.text_shape()) if captions else 0
+    texts = [ref.caption for work in figures for ref in work.items] + [caption for work in text for caption in work.items]
+    beside = (len(figures) + len(text)) * _SHARD_BYTES + sum(_ROW_BYTES + 2 * len(caption.encode()) for caption in texts)
+    total = pictures * latent + captions * row + beside
     parts = [
         f"{pictures} figures x {latent / 1e6:.3f} MB of latents = {pictures * latent / 1e9:.3f} GB",
         f"{captions} captions x {row / 1e6:.3f} MB of text = {captions * row / 1e9:.3f} GB",
+        f"indices {beside / 1e9:.3f} GB",
     ]
-    _LOG.info("process %d of %d still has to write: %s", place.rank, place.world_size, "; ".join(parts))
-    require_space(folder, (pictures * latent + captions * row) * place.world_size, parts)
+    _LOG.info("still to write to %s: %s; together %.4f GB", folder, "; ".join(parts), total / 1e9)
+    require_space(folder, total, parts)
 
 
 # -- captions ----------------------------------------------------------------------------------
@@ -221,7 +272,7 @@ def to_model_range(pixels: Tensor) -> Tensor:
 
 def _encode_figures(model: FigureModel, todo: list[Work], contract: Contract, encode: EncodeConfig) -> None:
     refs = [ref for work in todo for ref in work.items]
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
         prefetch_factor=16 if encode.num_workers else None,
     )  # fmt: skip
@@ -258,12 +309,6 @@ def _figure_rows(
 
 def _encode_batch(model: FigureModel, items: list[Prepared], bar: tqdm) -> list[Row]:
     """Rows of figures of one bucket, their latents already in the store's bf16 on the CPU: a whole shard waits there."""
-    bucket = items[0].bucket
-    if bucket.height % model.pixel_multiple or bucket.width % model.pixel_multiple:
-        raise UserError(
-            f"{model.requested_source.name} needs sides that are multiples of {model.pixel_multiple} px, the bucket "
-            f"{bucket.height} x {bucket.width} is not one. Choose a larger encode.resolution."
-        )
     pixels = torch.stack([item.pixels for item in items])
     latents = model.encode_images(to_model_range(pixels.to(model.device))).to("cpu", torch.bfloat16)
     bar.update(len(items))
@@ -320,7 +365,7 @@ def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[
     tables = {"latents": StoreTable(folder / "figures", FIGURE_PARTS)}
     if (folder / "text").is_dir():
         tables["text"] = StoreTable(folder / "text", TEXT_PARTS)
-    problems: list[str] = []
+    problems = [problem for table in tables.values() for problem in _missing_shards(table)]
     for part, table in tables.items():
         for shard in tqdm(range(len(table.shards)), desc=f"verify {part}", unit="shard"):
             try:
@@ -329,26 +374,43 @@ def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[
                 problems.append(str(error))
         _LOG.info("%s: %d rows in %d shards, statistics of the first: %s", part, len(table), len(table.shards),
                   table.infos[0].facts["statistics"])  # fmt: skip
-    for problem in problems:
-        _LOG.error("damaged: %s", problem)
     if config is not None:
-        model = build_model(config, Place().device())
+        model = build_model(config, Place.here().device())
         model.load_vae()
         for part, table in tables.items():
             model.contract().require(table.contract, (part,), folder)
-        _decode_samples(model, tables["latents"], samples, Path(out) if out else folder / "verify")
-    _LOG.info("%s: %s", folder, f"{len(problems)} damaged shard(s)" if problems else "every shard is what was written")
+        problems += _decode_samples(model, tables["latents"], samples, Path(out) if out else folder / "verify")
+    for problem in problems:
+        _LOG.error("damaged: %s", problem)
+    _LOG.info("%s: %s", folder, f"{len(problems)} problem(s)" if problems else "every shard is what was written")
     return 1 if problems else 0
 
 
-def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> None:
-    """Decode evenly spaced rows and write them with their captions."""
+def _missing_shards(table: StoreTable) -> list[str]:
+    """Shards that must have been there: their index is left, or a later one is there."""
+    names = {shard.name for shard in table.shards}
+    last = max(int(shard.stem) for shard in table.shards)
+    expected = {f"{number:05d}.parquet" for number in range(last + 1)}
+    expected |= {index.name.replace(".index.arrow", ".parquet") for index in table.folder.glob("[0-9]*.index.arrow")}
+    return [f"{table.folder / name}: the shard is missing" for name in sorted(expected - names)]
+
+
+def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> list[str]:
+    """Decode evenly spaced rows and write them with their captions. Returns what is wrong with rows that cannot be read."""
     out.mkdir(parents=True, exist_ok=True)
+    problems = []
     rows = np.unique(np.linspace(0, len(table) - 1, min(samples, len(table))).astype(int)).tolist()
     for row in rows:
-        picture = model.decode(model.normalize(table.tensor(row).float()[None].to(model.device)))[0]
+        try:
+            latents = table.tensor(row)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        picture = model.decode(model.normalize(latents.float()[None].to(model.device)))[0]
         pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         name = f"{row:07d}"
         Image.fromarray(pixels).crop(tuple(table.value("placement", row))).save(out / f"{name}.png")
-        (out / f"{name}.txt").write_text(f"{table.value('id', row)}\n{table.value('caption', row)}\n")
-    _LOG.info("%d pictures decoded from the store: %s", len(rows), out)
+        text = f"{table.value('id', row)}\n{table.value('caption', row)}\n"
+        (out / f"{name}.txt").write_text(text, encoding="utf-8")
+    _LOG.info("%d pictures decoded from the store: %s", len(rows) - len(problems), out)
+    return problems

@@ -145,17 +145,22 @@ def write_shard(
         facts = {**facts, "rows": len(small), "statistics": _statistics(total)}
         writer.add_key_value_metadata({"contract": contract.to_json(), "facts": json.dumps(facts)})
     sync_to_disk(building)
-    metadata = pq.read_metadata(building)
-    column = schema.get_field_index("tensor")
-    for group, columns in enumerate(small):
-        chunk = metadata.row_group(group).column(column)
-        size = 2 * math.prod(columns["shape"])
-        # PLAIN pages end with the value, so the tensor is the tail of its column chunk
-        columns |= {"offset": chunk.data_page_offset + chunk.total_compressed_size - size, "nbytes": size}
+    places = _tensor_places(pq.read_metadata(building), schema, [columns["shape"] for columns in small])
+    for columns, (offset, size) in zip(small, places, strict=True):
+        columns |= {"offset": offset, "nbytes": size}
     facts["sha256"], facts["bytes"] = sha256_of(building), building.stat().st_size
+    index_path(path).unlink(missing_ok=True)  # of a shard that is written anew: no moment with another one's index
     os.replace(building, path)
     _write_index(path, schema, small, contract, facts)
     return len(small)
+
+
+def _tensor_places(metadata: pq.FileMetaData, schema: pa.Schema, shapes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """(offset, bytes) of each row's tensor: a PLAIN page ends with its value, so it is the tail of its column chunk."""
+    column = schema.get_field_index("tensor")
+    chunks = [metadata.row_group(group).column(column) for group in range(metadata.num_row_groups)]
+    sizes = [2 * math.prod(shape) for shape in shapes]
+    return [(c.data_page_offset + c.total_compressed_size - size, size) for c, size in zip(chunks, sizes, strict=True)]
 
 
 def _statistics(total: np.ndarray) -> dict[str, float]:
@@ -292,6 +297,22 @@ class StoreTable:
             raise ValueError(f"{self.shards[shard]}: {size} bytes, {facts['bytes']} were written")
         if sha256_of(self.shards[shard]) != facts["sha256"]:
             raise ValueError(f"{self.shards[shard]}: sha256 differs from the one recorded when it was written")
+        if not self._index_agrees(shard):
+            raise ValueError(f"{index_path(self.shards[shard])}: the index is not that of its shard")
+
+    def _index_agrees(self, shard: int) -> bool:
+        """Whether contract, small columns and places in the index are those of the (unharmed) shard."""
+        path = self.shards[shard]
+        first, last = np.searchsorted(self._shard_of, [shard, shard + 1])
+        index = self.table.slice(first, last - first)
+        metadata, schema = pq.read_metadata(path), pq.read_schema(path)
+        small = [name for name in schema.names if name != "tensor"]
+        places = list(zip(index.column("offset").to_pylist(), index.column("nbytes").to_pylist(), strict=True))
+        return (
+            Contract.from_json(metadata.metadata[b"contract"]) == self.infos[shard].contract
+            and pq.read_table(path, columns=small).to_pylist() == index.select(small).to_pylist()
+            and _tensor_places(metadata, schema, index.column("shape").to_pylist()) == places
+        )
 
 
 class EncodedStore:

@@ -41,6 +41,11 @@ class StoreRows:
 
     def __init__(self, folder: Path, with_text: bool):
         self.store = EncodedStore(folder, with_text)
+        if not (folder / "rejected.jsonl").exists():  # what `encode` writes last
+            _LOG.warning(
+                "%s: encoding was not finished: only the %d figures that are there are used. Run the same "
+                "`scienceflow encode` command to finish it.", folder, len(self.store.figures)
+            )  # fmt: skip
         latents = self.store.figures.contract
         text = self.store.text.contract.text if self.store.text is not None else {}
         self.contract: Contract | None = replace(latents, text=text)
@@ -86,6 +91,7 @@ class RowDataset:
         if not len(self.buckets):
             raise UserError(f"{where}: the dataset has no rows. See rejected.jsonl there for the reasons.")
         self.bucket_of = np.unique(self.buckets, axis=0, return_inverse=True)[1].reshape(-1)
+        self._is_held_out = np.zeros(len(self), dtype=bool)
         if stat_data:
             _LOG.info("%s", self.bucket_table())
 
@@ -109,13 +115,15 @@ class RowDataset:
     def held_out(self, count: int) -> np.ndarray:
         """`count` rows kept from training, (count,) sorted: those whose hashed ids are smallest, whatever their order.
 
-        At most a tenth of the rows.
+        At most a tenth of the rows. From then on none of them stands in for a row that cannot be read.
         """
         if not count:
             return np.zeros(0, dtype=np.int64)
         ids = self.rows.ids()[: len(self)]
         keys = np.array([int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in ids])
-        return np.sort(np.argsort(keys, kind="stable")[: min(count, len(self) // 10)])
+        rows = np.sort(np.argsort(keys, kind="stable")[: min(count, len(self) // 10)])
+        self._is_held_out[rows] = True
+        return rows
 
     def read(self, row: int) -> Sample | BadRow:
         """One row, or why it cannot be read."""
@@ -138,13 +146,14 @@ class RowDataset:
             UserError: too many rows after one another cannot be read.
         """
         rows: list[Sample | BadRow] = []
+        taken = {*indices}
         for index in indices:
             rows.append(self.read(index))
             if isinstance(rows[-1], BadRow):
-                same = np.flatnonzero(self.bucket_of == self.bucket_of[index])
-                rows += self._next_readable(same, index, {*indices})
+                same = self.bucket_of == self.bucket_of[index]
+                rows += self._next_readable(same, index, taken)
         if not any(isinstance(row, Sample) for row in rows):
-            rows += self._next_readable(np.arange(len(self)), indices[0], set())
+            rows += self._next_readable(np.ones(len(self), dtype=bool), indices[0], taken)
         if not any(isinstance(row, Sample) for row in rows):
             reasons = "; ".join(f"{row.id}: {row.reason}" for row in rows[:3] if isinstance(row, BadRow))
             raise UserError(
@@ -153,13 +162,18 @@ class RowDataset:
             )
         return collate(rows)
 
-    def _next_readable(self, candidates: np.ndarray, index: int, taken: set[int]) -> list[Sample | BadRow]:
-        """The first readable row after `index` among `candidates` (sorted, cyclic), behind those that were not."""
-        start = int(np.searchsorted(candidates, index)) + 1
+    def _next_readable(self, among: np.ndarray, index: int, taken: set[int]) -> list[Sample | BadRow]:
+        """The first readable row after `index` among those of the mask `among` (cyclic), behind those that were not.
+
+        Rows that are tried are added to `taken` and not tried again. Held-out rows never replace others.
+        """
+        candidates = np.flatnonzero(among & (~self._is_held_out | self._is_held_out[index]))
+        start = int(np.searchsorted(candidates, index, side="right"))
         tried: list[Sample | BadRow] = []
         for candidate in np.roll(candidates, -start)[:_MAX_SUBSTITUTES].tolist():
             if candidate in taken:
                 continue
+            taken.add(candidate)
             tried.append(self.read(candidate))
             if isinstance(tried[-1], Sample):
                 break

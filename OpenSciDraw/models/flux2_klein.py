@@ -96,12 +96,13 @@ class Flux2Klein(FigureModel):
             )
             for prompt in prompts
         ]
-        lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
-        self.note_truncated(sum(n > self.max_sequence_length for n in lengths), max(lengths))
-        return self._tokenizer(
+        inputs = self._tokenizer(
             texts, return_tensors="pt", padding="max_length", padding_side="right", truncation=True,
             max_length=self.max_sequence_length,
         )  # fmt: skip
+        cut = [sum(sum(rest.attention_mask) for rest in row.overflowing) for row in inputs.encodings]  # tokens left out
+        self.note_truncated(sum(n > 0 for n in cut), self.max_sequence_length + max(cut))
+        return inputs
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
