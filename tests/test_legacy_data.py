@@ -200,8 +200,9 @@ def test_what_is_wrong_with_a_row_is_said_and_nothing_takes_its_place(tmp_path: 
     whole = (folder / rows[5]["cache_path"]).read_bytes()
     replace(5, "damaged npz", data=whole[: len(whole) // 2])
     replace(6, "paper6_0_flux_latents.npz", data=b"")
-    replace(7, "allow_pickle=False", data=pickle.dumps({"latents": good}))
-    replace(8, "allow_pickle=False", latents=np.array([Bomb(tmp_path / "unpickled")], dtype=object), prompt_embeds=text, text_ids=text)
+    replace(7, "pickled", data=pickle.dumps({"latents": good}))
+    bomb = np.array([Bomb(tmp_path / "unpickled")], dtype=object)
+    replace(8, "allow_pickle=False", latents=bomb, prompt_embeds=text, text_ids=text)
     harmed = bytearray((folder / rows[9]["cache_path"]).read_bytes())
     harmed[300] ^= 255  # in the latents' values: the zip's checksum tells
     replace(9, "damaged npz", data=bytes(harmed))

@@ -28,7 +28,7 @@ learning_rate = 5e-3
 lr_scheduler = "cosine"
 lr_warmup_steps = 20
 train_batch_size = 4
-max_train_steps = 600
+max_train_steps = 1200
 gradient_checkpointing = False
 mixed_precision = "bf16"
 dataloader_num_workers = 0
@@ -36,12 +36,12 @@ dataloader_num_workers = 0
 # Captions of figures of another seed than the training figures'; demo.py draws these figures as references.
 validation_prompts = [draw_figure(1, index, 128).caption for index in range(4)]
 resolution_list = [list(draw_figure(1, index, 128).image.size) for index in range(4)]
-validation_steps = 200
+validation_steps = 400
 num_inference_steps = 20
 guidance_scale = 2.0
 
 model_output_dir = "runs/demo/train"
-checkpointing_steps = 150
+checkpointing_steps = 400
 checkpoints_total_limit = 2
 resume_from_checkpoint = "latest"
 report_to = "none"
