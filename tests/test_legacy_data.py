@@ -219,7 +219,7 @@ def test_what_is_wrong_with_a_row_is_said_and_nothing_takes_its_place(tmp_path: 
     rows[19]["cache_path"] = "2015"
     replace(19, "IsADirectoryError")
     rows[20]["bucket_h"] = None
-    replace(20, "the bucket (0, 32)")
+    replace(20, "the bucket (0, 64)")
     rows[21]["latent_shape"] = [32, 16, 8]  # another VAE's stride than the other rows'
     replace(21, "1/8", latents=random(0, (32, 16, 8)), prompt_embeds=text, text_ids=text)
     np.save(tmp_path / "array.npy", good)
