@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: the disk is full ({error}). What was finished is kept: free space and run it again.", file=sys.stderr)
         return 2
 
 

@@ -307,7 +307,10 @@ class FigureModel(ABC):
         for part, component in (("latents", "vae"), ("text", "text_encoder")):
             folder = self._component_folder(component)
             parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
-        origin = {"source": self.requested_source.name, "revision": self.requested_source.revision}
+        source = self.requested_source
+        origin = {"source": source.name, "revision": source.revision, "text_computed_in": str(self.weight_dtype)}
+        for part in parts.values():
+            part["stored_dtype"] = "bfloat16"
         return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
 
     def download(self, parts: Sequence[str]) -> None:
