@@ -15,8 +15,7 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(RUN) demo.py
 
-test: setup
-	$(RUN) -m ruff check .
+test: lint
 	$(RUN) -m pytest
 
 test-slow: setup

@@ -29,17 +29,20 @@ def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing it
             with accelerator.autocast():
                 output = run.objective(run.model, batch, run.place(), config, run.empty_text)
             accelerator.backward(output.loss)
-            check_finite(output, batch, run.step)  # after the launch of backward, so that a GPU is not kept waiting
+            check_finite("Loss", output.loss, output, batch, run.step)  # after backward: a GPU is not kept waiting for it
             grad_norm = None
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                if accelerator.scaler is None:  # fp16's scaler skips such a step itself and lowers its scale
+                    check_finite("Gradient norm", grad_norm, output, batch, run.step)
             run.optimizer.step()
             run.optimizer.zero_grad()
         run.micro_step += 1
         run.log.micro_step(output)
         if not accelerator.sync_gradients:
             continue
-        run.schedule.step()
+        if not run.optimizer.step_was_skipped:
+            run.schedule.step()
         run.step += 1
         run.log.optimizer_step(run.step, config.logging_steps, effective_rate(run.optimizer), grad_norm, run.bad_rows)
         stop = run.must_stop()

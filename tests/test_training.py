@@ -327,3 +327,32 @@ def test_two_processes_share_the_work_and_keep_one_log(store_config, tmp_path: P
     assert len(list((out / "validation_images" / "step_000003").glob("0*.png"))) == 3
     state = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["effective_batch"] == 4 and state["sampler"]["num_replicas"] == 2
+
+
+def test_online_encoding_is_the_same_inside_autocast_as_in_encode(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Encoders must not run in the training step's bf16 autocast: they would feed what no store holds."""
+    from dataclasses import replace
+
+    from OpenSciDraw.train_iteration_funcs.flow_matching import Place, flow_matching_loss
+
+    training = run(model_output_dir=str(tmp_path), text="online", mixed_precision="bf16", max_train_steps=1)
+    model, config = training.model, training.config
+    batch = training.dataset.batch(training.sampler.rows[:1].tolist())
+    pixels = model.decode(model.normalize(batch.latents)).clamp(-1, 1)
+    bare = replace(batch, latents=None, pixels=pixels)
+    encoded = replace(batch, latents=model.encode_images(pixels), text=model.encode_prompts(batch.captions))
+    losses = []
+    for one in (bare, encoded):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(flow_matching_loss(model, one, Place(0, 0, 0, 1), config, training.empty_text).loss)
+    assert torch.equal(*losses)
+
+
+def test_gradients_that_are_not_finite_stop_before_the_step(run, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from accelerate import Accelerator
+
+    exact = Accelerator.clip_grad_norm_
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda self, p, n: exact(self, p, n) * float("inf"))
+    with pytest.raises(FloatingPointError, match="Gradient norm is inf at step 0"):
+        run(model_output_dir=str(tmp_path))
+    assert not checkpoint.list_checkpoints(tmp_path)

@@ -309,8 +309,8 @@ class FigureModel(ABC):
             parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
         source = self.requested_source
         origin = {"source": source.name, "revision": source.revision, "text_computed_in": str(self.weight_dtype)}
-        for part in parts.values():
-            part["stored_dtype"] = "bfloat16"
+        for facts in parts.values():
+            facts["stored_dtype"] = "bfloat16"
         return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
 
     def download(self, parts: Sequence[str]) -> None:

@@ -48,11 +48,12 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     Parts that the batch does not carry (latents, text) are encoded here, by the frozen encoders.
     """
     ids = batch.sample_ids
-    latents = batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels())
-    clean = model.normalize(latents)
+    with torch.autocast(model.device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
+        latents = batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels())
+        rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+        clean = model.normalize(latents)
 
     dropped = flow.keyed_uniform("caption_dropout", place.seed, place.micro_step, ids) < config.caption_dropout
-    rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
     rows = [empty_text if drop else row for row, drop in zip(rows, dropped.tolist(), strict=True)]
     text = model.collate_text([row.to(clean.device) for row in rows])
 
@@ -74,13 +75,13 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     return LossOutput(loss, per_sample.detach(), sigma.detach())
 
 
-def check_finite(output: LossOutput, batch: Batch, step: int) -> None:
+def check_finite(name: str, value: Tensor, output: LossOutput, batch: Batch, step: int) -> None:
     """Stop before a bad step.
 
     Raises:
-        FloatingPointError: the loss is not finite; names the step and the rows.
+        FloatingPointError: `value` (the loss, the gradients' norm) is not finite; names the step and the rows.
     """
-    if not torch.isfinite(output.loss):
+    if not torch.isfinite(value):
         rows = ", ".join(
             f"{sample} (loss {loss:.3g} at sigma {sigma:.3f})"
             for sample, loss, sigma in zip(
@@ -88,7 +89,7 @@ def check_finite(output: LossOutput, batch: Batch, step: int) -> None:
             )
         )
         raise FloatingPointError(
-            f"Loss is {output.loss.item()} at step {step}: stopped before the optimizer step. Rows: {rows}. "
+            f"{name} is {value.item()} at step {step}: stopped before the optimizer step. Rows: {rows}. "
             "The last checkpoint is untouched. Look at these rows with `scienceflow verify`; if they are fine, "
             "lower learning_rate or use mixed_precision='bf16'."
         )
