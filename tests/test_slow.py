@@ -19,15 +19,16 @@ CORPUS = SHARED / "corpora" / "figures"
 
 
 def test_killed_at_random_moments_the_run_ends_as_an_uninterrupted_one(store_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """SIGKILL at twelve random moments: while it starts, trains, saves. Weights and losses to the bit."""
-    values = merged(store_config, **EXACT, resume_from_checkpoint="latest", checkpointing_steps=1, max_train_steps=12)
+    """SIGKILL at eight random moments: while it starts, trains, saves. Weights and losses to the bit."""
+    changes = {**EXACT, "resume_from_checkpoint": "latest", "checkpointing_steps": 1, "max_train_steps": 12}
+    values = merged(store_config, **changes)
     runs = {name: tmp_path / name for name in ("whole", "killed")}
     configs = {n: write_config(tmp_path / f"{n}.py", merged(values, model_output_dir=str(f))) for n, f in runs.items()}
     assert start(configs["whole"]).wait() == 0
     moments = random.Random(0)
-    for _ in range(12):
+    for _ in range(8):
         process = start(configs["killed"])
-        time.sleep(moments.uniform(4, 9))
+        time.sleep(moments.uniform(3, 7))
         process.kill()
         process.wait()
     last = start(configs["killed"])
