@@ -130,6 +130,9 @@ def main(config: Config) -> int:
         model.load_text_encoder()
         _encode_captions(model, todo_text, text_contract, encode.batch_size)
         model.free_text_encoder()
+        if model.truncated_prompts:
+            total = sum(len(work.items) for work in todo_text)
+            _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
     _encode_figures(model, todo_figures, figures_contract, encode)
     _summarise(folder, figure_work, text_work, rejected, place)
     return 0

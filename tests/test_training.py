@@ -356,3 +356,42 @@ def test_gradients_that_are_not_finite_stop_before_the_step(run, tmp_path: Path,
     with pytest.raises(FloatingPointError, match="Gradient norm is inf at step 0"):
         run(model_output_dir=str(tmp_path))
     assert not checkpoint.list_checkpoints(tmp_path)
+
+
+def test_a_held_out_row_that_cannot_be_read_is_named_and_no_other_stands_in(run, tmp_path: Path, monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]
+    from OpenSciDraw.datasets.batch import BadRow
+    from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
+
+    training = run(model_output_dir=str(tmp_path))
+    dataset, first = training.dataset, training.held_out[0]
+    wanted = held_out_loss(training.model, dataset, training.held_out[1:], training.config, training.accelerator)
+    read = dataset.read
+    monkeypatch.setattr(dataset, "read", lambda row: BadRow("lost", "gone") if row == first else read(row))
+    left = held_out_loss(training.model, dataset, training.held_out, training.config, training.accelerator)
+    assert left == wanted and "held-out row lost cannot be read: gone" in caplog.text
+
+
+@pytest.mark.parametrize("error", ["safetensors", "system"])
+def test_a_full_disk_names_the_checkpoint_and_keeps_the_earlier_ones(run, error: str, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """What both raise was taken from a real full disk of 3 MB."""
+    import errno
+
+    from safetensors import SafetensorError
+
+    exact = Training._save_lora
+    full = {
+        "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "system": OSError(errno.ENOSPC, "No space left on device"),
+    }[error]
+
+    def fails_at_two(self, folder: Path) -> None:  # type: ignore[no-untyped-def]
+        if self.step == 2:
+            raise full
+        exact(self, folder)
+
+    monkeypatch.setattr(Training, "_save_lora", fails_at_two)
+    with pytest.raises(UserError, match="disk is full.*checkpoint-2"):
+        run(model_output_dir=str(tmp_path), checkpointing_steps=1)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-1"]
+    checkpoint.check(tmp_path / "checkpoint-1")
+    assert not list(tmp_path.glob(".checkpoint*"))

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -83,6 +84,11 @@ class CheckpointWriter:
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is not None:
             shutil.rmtree(self.building, ignore_errors=True)
+            if _disk_is_full(value):
+                raise UserError(
+                    f"The disk is full: {self.final} was not written. Earlier checkpoints are whole. Free space and run the "
+                    "same command with resume_from_checkpoint = 'latest'."
+                ) from value
             return
         files = sorted(path for path in self.building.rglob("*") if path.is_file())
         hashes = {}
@@ -97,6 +103,12 @@ class CheckpointWriter:
             shutil.rmtree(self.final)
         os.replace(self.building, self.final)
         sync_to_disk(self.final.parent)
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, SafetensorError):  # carries the system's error as text alone
+        return f"os error {errno.ENOSPC}" in str(error)
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 def delete_old(output_dir: Path, limit: int | None) -> None:
