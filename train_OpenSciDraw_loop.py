@@ -15,6 +15,12 @@ from OpenSciDraw.errors import UserError
 
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
+    """The loop, with its progress bar and trackers closed whatever ends it. Returns the exit code."""
+    with run.log:
+        return loop(run)
+
+
+def loop(run) -> int:  # type: ignore[no-untyped-def]
     """Batches -> loss -> step, with validation and checkpoints at their cadence. Returns the exit code."""
     from OpenSciDraw.train_iteration_funcs.flow_matching import check_finite
     from OpenSciDraw.training import EXIT_PREEMPTED
@@ -49,7 +55,6 @@ def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing it
         if stop or run.step % config.checkpointing_steps == 0 or run.step == run.total_steps:
             run.save_checkpoint()
         if stop:
-            run.log.close()
             return EXIT_PREEMPTED
         if run.step % config.validation_steps == 0 or run.step == run.total_steps:
             run.validate()

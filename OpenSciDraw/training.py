@@ -344,7 +344,6 @@ class Training:
             if self.config.push_to_hub:
                 push_to_hub(self.config, self.output_dir / checkpoint.LORA_FILE)
         self.accelerator.wait_for_everyone()
-        self.log.close()
 
 
 def push_to_hub(config: Config, file: Path) -> None:

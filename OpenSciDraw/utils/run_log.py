@@ -100,7 +100,10 @@ class RunLog:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def close(self) -> None:
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
         self.accelerator.end_training()
 
