@@ -141,14 +141,23 @@ class Config(_Section):
         repr=False,
         exclude=True,
     )
-    bnb_quantization_config_path: str | None = key(None, "Model", "Quantisation of the base; not in this version.")
+    quantization: Literal["int8", "fp8", "nf4"] | None = key(
+        None, "Model", "Quantise the frozen base of a LoRA: weights in 8 bits (torchao) or 4 (bitsandbytes)."
+    )
+    bnb_quantization_config_path: str | None = key(
+        None, "Model", "JSON file with BitsAndBytesConfig's arguments, instead of quantization."
+    )
     transformer_cfg: TransformerConfig | None = key(
         None, "Model", "dict(type=...): the transformer class; only checked."
     )
-    offload: bool = key(False, "Model", "Keep idle parts on the CPU; not in this version.")
+    offload: bool = key(
+        False, "Model", "LoRA: keep the frozen blocks in CPU memory, each on the GPU only while it is used."
+    )
+    resident_blocks: int = key(4, "Model", "offload: blocks on the GPU at a time.", "blocks", ge=2)
+    compile_blocks: bool = key(False, "Model", "Compile each transformer block (torch.compile).")
     max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=1024)
 
-    use_lora: bool = key(True, "LoRA", "Train LoRA adapters; False = all weights (not in this version).")
+    use_lora: bool = key(True, "LoRA", "Train LoRA adapters; False = all weights of the transformer.")
     lora_layers: str | Annotated[list[str], BeforeValidator(_tuple_as_list)] = key(
         "to_k,to_q,to_v",
         "LoRA",
@@ -177,6 +186,13 @@ class Config(_Section):
     )
     gradient_accumulation_steps: int = key(1, "Size", "Micro-steps of one optimizer step.", "micro-steps", ge=1)
     gradient_checkpointing: bool = key(True, "Size", "Recompute activations in the backward pass: less memory, slower.")
+    activation_memory_gb: Literal["auto"] | Annotated[float, Field(ge=0)] | None = key(
+        None,
+        "Size",
+        "gradient_checkpointing: recompute only the blocks whose activations do not fit into this; 'auto' = what is free; "
+        "None = recompute all blocks.",
+        "GB a device",
+    )
     dataloader_num_workers: int = key(
         2, "Size", "Processes that read batches; 0 = the training process.", "processes", ge=0
     )
@@ -184,7 +200,11 @@ class Config(_Section):
     optimizer: Annotated[Literal["AdamW", "prodigy"], BeforeValidator(_canonical_optimizer)] = key(
         "AdamW", "Optimizer", "Optimizer, in any case."
     )
-    use_8bit_adam: bool = key(False, "Optimizer", "AdamW with 8-bit state (CUDA, bitsandbytes).")
+    use_8bit_adam: bool = key(False, "Optimizer", "AdamW with 8-bit state (torchao).")
+    offload_optimizer: bool = key(False, "Optimizer", "AdamW state and step in CPU memory (CUDA, torchao).")
+    master_weights: Literal["fp32", "bf16"] = key(
+        "fp32", "Optimizer", "use_lora = False: type of the trained weights; 'bf16' rounds updates stochastically (AdamW)."
+    )
     learning_rate: float = key(
         2e-4, "Optimizer", "Rate; 1.0 for prodigy, which finds its own.", "per optimizer step", gt=0
     )
@@ -214,12 +234,15 @@ class Config(_Section):
     checkpoints_total_limit: int | None = key(
         None, "Checkpoints", "Keep the newest ones; None = all.", "checkpoints", ge=1
     )
-    upcast_before_saving: bool = key(False, "Checkpoints", "Save in fp32; LoRA weights always are.")
+    upcast_before_saving: bool = key(
+        False, "Checkpoints", "Save the final weights in fp32 instead of mixed_precision's type; LoRA weights always are."
+    )
 
-    use_ema: bool = key(False, "EMA", "Average the weights over steps; not in this version.")
-    ema_decay: float = key(0.9999, "EMA", "Decay of the average.", "per update", gt=0, lt=1)
+    use_ema: bool = key(False, "EMA", "Keep an average of the trained weights over the steps (fp32).")
+    ema_decay: float = key(0.9999, "EMA", "Decay of the average.", "per optimizer step", gt=0, lt=1)
     ema_update_after_step: int = key(0, "EMA", "First step that counts.", "optimizer steps", ge=0)
-    ema_steps: int = key(100, "EMA", "Steps between updates.", "optimizer steps", ge=1)
+    ema_steps: int = key(100, "EMA", "Steps between updates, each by ema_decay ** ema_steps.", "optimizer steps", ge=1)
+    validate_with_ema: bool = key(True, "EMA", "Validate with the averaged weights.")
 
     mixed_precision: Literal["bf16", "fp16", "no"] = key(
         "bf16", "Precision", "Type of base weights and activations; 'no' = fp32."
@@ -286,6 +309,9 @@ class Config(_Section):
     )
     negative_prompt: str | None = key(None, "Validation", "Prompt to steer away from; None = the empty prompt.")
     num_inference_steps: int = key(28, "Validation", "Steps of a sampled picture.", "sampling steps", ge=1)
+    validate_unquantized: bool = key(
+        False, "Validation", "Draw validation pictures with the base as it was before quantising."
+    )
     validation_seed: int = key(42, "Validation", "Seed of the validation pictures' noise.", ge=0)
 
     base_filesys_path: str = key(".", "Paths", "Folder that relative paths of this config start from.")
@@ -300,7 +326,7 @@ class Config(_Section):
     run_name: str | None = key(None, "Logging", "Name of the run at the tracker.")
     logging_steps: int = key(10, "Logging", "Metrics every so many steps.", "optimizer steps", ge=1)
 
-    push_to_hub: bool = key(False, "Hub", "Upload the trained adapter at the end.")
+    push_to_hub: bool = key(False, "Hub", "Upload the trained weights at the end.")
     hub_token: str | None = key(None, "Hub", "Token for the upload; None = HF_TOKEN.", repr=False, exclude=True)
     hub_model_id: str | None = key(None, "Hub", "Repository to upload to: owner/name.")
 

@@ -27,26 +27,10 @@ class CrossFieldError(ValueError):
 
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
-    checks = (_not_in_this_version, _registered_names, _optimizer, _platform, _adapter, _data, _validation)
+    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _validation)
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise CrossFieldError(problems)
-
-
-def _not_in_this_version(config: Config) -> list[Problem]:
-    found: list[Problem] = []
-    if config.model_type == "QwenImage" and config.model_type not in MODELS.names():
-        found.append((("model_type",), "QwenImage is not in this version, which trains 'Flux2Klein'."))
-    if not config.use_lora:
-        found.append((("use_lora",), "training all weights is not in this version. Set use_lora = True."))
-    if config.use_ema:
-        found.append((("use_ema",), "averaged weights are not in this version. Set use_ema = False."))
-    if config.bnb_quantization_config_path is not None:
-        name = "bnb_quantization_config_path"
-        found.append(((name,), f"a quantised base is not in this version. Set {name} = None."))
-    if config.offload:
-        found.append((("offload",), "offloading to the CPU is not in this version. Set offload = False."))
-    return found
 
 
 def _registered_names(config: Config) -> list[Problem]:
@@ -111,12 +95,50 @@ def _adapter(config: Config) -> list[Problem]:
             found.append(
                 (
                     (name, "use_lora"),
-                    f"{value!r} trains all weights, but use_lora is True. Use the LoRA name.",
+                    f"{value!r} trains all weights, but use_lora is True. Set use_lora = False, or leave {name} out.",
                 )
             )
     if config.push_to_hub and not config.hub_model_id:
         message = "where to is missing. Set hub_model_id = 'owner/name', or push_to_hub = False."
         found.append((("push_to_hub", "hub_model_id"), message))
+    return found
+
+
+def _weights(config: Config) -> list[Problem]:
+    """Keys of full fine-tuning that mean nothing with a LoRA, and the other way round."""
+    found: list[Problem] = []
+    if config.use_lora:
+        if config.master_weights != "fp32":
+            message = "LoRA weights are always fp32. Set master_weights = 'fp32', or use_lora = False."
+            found.append((("master_weights", "use_lora"), message))
+    else:
+        for name, value in (("pretrained_lora_ckpt_path", config.pretrained_lora_ckpt_path), ("lora_dropout", config.lora_dropout)):
+            if value and not config.fuse_pretrained_lora:
+                message = f"{value!r} with use_lora = False, which trains no adapter. Set it to {None if name[0] == 'p' else 0.0}"
+                found.append(((name, "use_lora"), message + (", or fuse_pretrained_lora = True." if name[0] == "p" else ".")))
+    if config.master_weights == "bf16" and (config.optimizer != "AdamW" or config.mixed_precision != "bf16"):
+        message = "'bf16' needs optimizer = 'AdamW' (which rounds stochastically) and mixed_precision = 'bf16'."
+        found.append((("master_weights", "optimizer", "mixed_precision"), message))
+    if config.offload_optimizer and config.optimizer != "AdamW":
+        message = "exists for AdamW only. Set offload_optimizer = False or optimizer = 'AdamW'."
+        found.append((("offload_optimizer", "optimizer"), message))
+    return found
+
+
+def _memory(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    given = [name for name, value in (("quantization", config.quantization), ("offload", config.offload),
+             ("bnb_quantization_config_path", config.bnb_quantization_config_path)) if value]  # fmt: skip
+    if given and not config.use_lora:
+        for name in given:
+            found.append(((name, "use_lora"), f"{name} is for a frozen base, and use_lora = False trains all weights."))
+    if config.quantization and config.bnb_quantization_config_path:
+        found.append((("quantization", "bnb_quantization_config_path"), "both name a quantisation. Set one of them."))
+    if config.activation_memory_gb is not None and not config.gradient_checkpointing:
+        message = "gradient_checkpointing = False recomputes nothing, so there is nothing to choose. Set it to True."
+        found.append((("activation_memory_gb", "gradient_checkpointing"), message))
+    if config.validate_unquantized and not (config.quantization or config.bnb_quantization_config_path):
+        found.append((("validate_unquantized", "quantization"), "the base is not quantised. Set validate_unquantized = False."))
     return found
 
 

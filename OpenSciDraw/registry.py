@@ -174,6 +174,7 @@ def _origin(target: Any) -> str:
 
 
 MODELS = Registry("model_type", "MODELS", "OpenSciDraw.models")
+EMBEDDED = Registry("embedded model", "EMBEDDED", "OpenSciDraw.models")
 DATASETS = Registry("dataset type", "DATASETS", "OpenSciDraw.datasets")
 SAMPLERS = Registry("sampler type", "SAMPLERS", "OpenSciDraw.datasets")
 TRAIN_ITERATION_FUNCS = Registry(

@@ -111,10 +111,16 @@ def test_a_wrong_line_is_refused_with_its_place_and_a_remedy(write: Write, line:
         ("validation_prompts = ['a', 'b']\nresolution_list = [[64, 64]] * 3", "3 sizes for 2 validation_prompts"),
         ("push_to_hub = True", "Set hub_model_id = 'owner/name'"),
         ("fuse_pretrained_lora = True", "Set pretrained_lora_ckpt_path"),
-        ("use_lora = False", "use_lora: training all weights is not in this version. Set use_lora = True."),
-        ("use_ema = True", "Set use_ema = False."),
-        ("offload = True", "Set offload = False."),
-        ("bnb_quantization_config_path = 'q.json'", "Set bnb_quantization_config_path = None."),
+        ("use_lora = False\nlora_dropout = 0.1", "lora_dropout: 0.1 with use_lora = False"),
+        ("use_lora = False\npretrained_lora_ckpt_path = 'x'", "or fuse_pretrained_lora = True."),
+        ("use_lora = False\nquantization = 'int8'", "quantization is for a frozen base"),
+        ("use_lora = False\noffload = True", "offload is for a frozen base"),
+        ("quantization = 'nf4'\nbnb_quantization_config_path = 'q.json'", "both name a quantisation. Set one of them."),
+        ("master_weights = 'bf16'", "LoRA weights are always fp32"),
+        ("use_lora = False\nmaster_weights = 'bf16'\nmixed_precision = 'no'", "needs optimizer = 'AdamW'"),
+        ("optimizer = 'prodigy'\nlearning_rate = 1.0\noffload_optimizer = True", "exists for AdamW only"),
+        ("gradient_checkpointing = False\nactivation_memory_gb = 'auto'", "Set it to True."),
+        ("validate_unquantized = True", "Set validate_unquantized = False."),
         ("model_type = 'flux2_klein'", "Unknown model_type 'flux2_klein'. Known: Flux2Klein"),
         ("dataset['type'] = 'ArxivParquetDataset'", "c.py:4: dataset.type: Unknown dataset type 'ArxivParquetDataset'"),
         ("data_sampler = dict(type='Bucket')", "Unknown sampler type 'Bucket'"),
@@ -146,7 +152,7 @@ def test_bf16_is_refused_on_apple_silicon(write: Write, monkeypatch: pytest.Monk
 
 def test_all_problems_are_reported_together(write: Write) -> None:
     text = refusal(
-        write("rnak = 3\nlora_alpha = 'x'\nuse_ema = True\nencode = dict(batchsize=1)\n"), "seed=-1", "nokey"
+        write("rnak = 3\nlora_alpha = 'x'\nvalidate_unquantized = True\nencode = dict(batchsize=1)\n"), "seed=-1", "nokey"
     )
     assert text.startswith("6 problems in the config c.py")
     for said in (

@@ -215,9 +215,51 @@ class FigureModel(ABC):
     def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
         """Load the VAE (frozen, eval), in fp32 unless told otherwise, on `self.device`."""
 
-    @abstractmethod
-    def load_transformer(self) -> None:
-        """Load the transformer (frozen, eval) in `weight_dtype` on `self.device`."""
+    @property
+    def transformer_type(self) -> Any:
+        """The diffusers class of the transformer."""
+        import diffusers
+
+        return getattr(diffusers, self.transformer_class)
+
+    def check_transformer(self, config: dict[str, Any]) -> None:
+        """Raises UserError when `config` (transformer/config.json) is of a model that this family cannot train."""
+        return None
+
+    def transformer_config(self) -> dict[str, Any]:
+        """transformer/config.json of the source; no weights are read.
+
+        Raises:
+            UserError: not there, or of a model that this family cannot train.
+        """
+        source = self.source
+        hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+        try:
+            config = self.transformer_type.load_config(source.name, subfolder="transformer", **hub)
+        except OSError as error:
+            raise _loading_error(error, source, "transformer") from error
+        self.check_transformer(config)
+        return config
+
+    def empty_transformer(self) -> Any:
+        """The transformer with its parameters on the meta device, in `weight_dtype`: shapes without memory."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():  # buffers are small and stay real: RoPE tables are not in any file
+            transformer = self.transformer_type.from_config(self.transformer_config())
+        return transformer.to(self.weight_dtype).eval().requires_grad_(False)
+
+    def load_transformer(self, quantization: Any = None, device: torch.device | None = None) -> None:
+        """Load the transformer (frozen, eval) in `weight_dtype` on `device`, or else on `self.device`.
+
+        `quantization`: a diffusers quantization config, or None.
+        """
+        self.transformer_config()  # its checks come before gigabytes are read
+        extra = {} if quantization is None else {"quantization_config": quantization}
+        transformer = load_component(
+            self.transformer_type, self.source, "transformer", torch_dtype=self.weight_dtype, **extra
+        )
+        self._transformer = transformer.to(device or self.device).eval().requires_grad_(False)
 
     @abstractmethod
     def load_text_encoder(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -55,16 +55,12 @@ class Flux2Klein(FigureModel):
         vae = load_component(AutoencoderKLFlux2, self.source, "vae", torch_dtype=dtype)
         self._vae = vae.to(self.device).eval().requires_grad_(False)
 
-    def load_transformer(self) -> None:
-        transformer = load_component(
-            Flux2Transformer2DModel, self.source, "transformer", torch_dtype=self.weight_dtype
-        )
-        if transformer.config.guidance_embeds:
+    def check_transformer(self, config: dict[str, Any]) -> None:
+        if config.get("guidance_embeds", True):  # the class's default
             raise UserError(
                 f"{self.source.name} has a guidance embedding, so it is FLUX.2-dev or a distilled model. "
                 "Train on FLUX.2-klein-base-9B or -4B."
             )
-        self._transformer = transformer.to(self.device).eval().requires_grad_(False)
 
     def load_text_encoder(self) -> None:
         self._tokenizer = load_component(Qwen2TokenizerFast, self.source, "tokenizer")
