@@ -26,7 +26,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
     from OpenSciDraw.training import EXIT_PREEMPTED
     from OpenSciDraw.utils.optim import effective_rate
 
-    config, accelerator, parameters = run.config, run.accelerator, list(run.parameters.values())
+    config, accelerator = run.config, run.accelerator
     run.watch_signals()
     if run.step == 0:
         run.validate()
@@ -38,7 +38,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
             check_finite("Loss", output.loss, output, batch, run.step)  # after backward: a GPU is not kept waiting for it
             grad_norm = None
             if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                grad_norm = run.clip_gradients()
                 if accelerator.scaler is None:  # fp16's scaler skips such a step itself and lowers its scale
                     check_finite("Gradient norm", grad_norm, output, batch, run.step)
             run.optimizer.step()
@@ -47,9 +47,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
         run.log.micro_step(output)
         if not accelerator.sync_gradients:
             continue
-        if not run.optimizer.step_was_skipped:
-            run.schedule.step()
-        run.step += 1
+        run.end_step()
         run.log.optimizer_step(run.step, config.logging_steps, effective_rate(run.optimizer), grad_norm, run.bad_rows)
         stop = run.must_stop()
         if stop or run.step % config.checkpointing_steps == 0 or run.step == run.total_steps:

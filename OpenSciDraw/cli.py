@@ -77,12 +77,14 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     sample.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     sample.add_argument("--num", type=_count, default=1, metavar="N", help="pictures of each prompt (default: 1)")
     sample.add_argument("--out", metavar="DIR", help="folder for the pictures (default: samples/ in the run)")
+    sample.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
-    export = _command(commands, "export", _export, "write a trained adapter for other programs")
+    export = _command(commands, "export", _export, "write trained weights for other programs")
     export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint or adapter file")
     export.add_argument("--format", choices=("diffusers", "comfyui", "both"), default="both", help="default: both")
     export.add_argument("--out", metavar="DIR", help="folder for the files (default: export/ in the run)")
-    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as trained")
+    export.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
     draw = _command(commands, "draw", _draw, "figures drawn by the program, with captions and ground truth")
     draw.add_argument("out", metavar="OUT", help="folder to write to")

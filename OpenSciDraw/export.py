@@ -1,4 +1,4 @@
-"""`scienceflow export`: a trained LoRA as the files that other programs load."""
+"""`scienceflow export`: trained weights as the files that other programs load."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import re
+import shutil
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,66 +16,95 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
-from OpenSciDraw.utils.checkpoint import LORA_FILE, list_checkpoints, load_tensors
+from OpenSciDraw.utils.checkpoint import (
+    EMA_FOLDER,
+    FULL_FOLDER,
+    FULL_STEM,
+    LORA_FILE,
+    TensorReader,
+    TensorWriter,
+    list_checkpoints,
+    load_tensors,
+)
 
 _LOG = logging.getLogger("OpenSciDraw")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A LoRA read from disk: tensors in diffusers names without prefix, and PEFT's config of it."""
+class Trained:
+    """What a run trained: `path` is a LoRA file, or the `transformer/` folder of all weights."""
 
-    file: Path
+    path: Path
     run: Path
     config: Config
+
+    @property
+    def is_lora(self) -> bool:
+        return self.path.is_file()
+
+    def output_folder(self, kind: str) -> Path:
+        """`<run>/<kind>` for the run's own weights, `<run>/<kind>/<its folder>` for a checkpoint's or an average."""
+        return self.run / kind / self.path.parent.relative_to(self.run)
+
+
+@dataclass(frozen=True)
+class Adapter(Trained):
+    """A LoRA read from disk: tensors in diffusers names without prefix, and PEFT's config of it."""
+
     layers: dict[str, Tensor]
     peft: dict[str, Any]
 
-    def output_folder(self, kind: str) -> Path:
-        """`<run>/<kind>` for the run's own adapter, `<run>/<kind>/checkpoint-<step>` for a checkpoint's."""
-        folder = self.run / kind
-        return folder if self.file.parent == self.run else folder / self.file.parent.name
+
+def _weights_in(folder: Path) -> Path | None:
+    """A LoRA file or `transformer/` in `folder`."""
+    found = (folder / LORA_FILE, folder / FULL_FOLDER / "config.json")
+    return found[0] if found[0].is_file() else found[1].parent if found[1].is_file() else None
 
 
-def find_adapter(target: str) -> tuple[Path, Path]:
-    """(LoRA file, run folder) of a run folder, one of its checkpoints, or a LoRA file in either.
+def find_trained(target: str, ema: bool = False) -> Trained:
+    """The weights of a run folder, of one of its checkpoints, or a LoRA file or `transformer/` in either.
+
+    `ema`: their average over the steps (`use_ema`).
 
     Raises:
         UserError: nothing there.
     """
-    path = Path(target).expanduser()
-    folder = path.parent if path.is_file() else path
-    file = path if path.is_file() else folder / LORA_FILE
-    if not file.exists() and folder.is_dir():
-        checkpoints = list_checkpoints(folder)
-        if checkpoints:
-            file = checkpoints[-1] / LORA_FILE
-            _LOG.info("no finished adapter in %s: taking %s", folder, file.parent.name)
-    if not file.is_file():
-        raise UserError(f"{target}: no {LORA_FILE} here, nor checkpoint-* folders. Give a run folder or a checkpoint of one.")
-    run = next((p for p in (file.parent, file.parent.parent) if (p / "config.py").is_file()), None)
+    path = Path(target).expanduser().absolute()
+    itself = path.is_file() or path.name == FULL_FOLDER
+    folder = path.parent if itself else path
+    inner = folder / EMA_FOLDER if ema else folder
+    weights: Path | None = path if itself and not ema else _weights_in(inner)
+    if weights is None and list_checkpoints(folder):
+        inner = list_checkpoints(folder)[-1] / (EMA_FOLDER if ema else ".")
+        weights = _weights_in(inner)
+        if weights is not None:
+            _LOG.info("no finished weights in %s: taking %s", folder, inner.relative_to(folder))
+    if weights is None or not weights.exists():
+        what = f"{LORA_FILE} or {FULL_FOLDER}/" + (f" in {EMA_FOLDER}/ (was use_ema set?)" if ema else "")
+        raise UserError(f"{target}: no {what} here, nor checkpoint-* folders. Give a run folder or a checkpoint of one.")
+    run = next((p for p in list(weights.parents)[:3] if (p / "config.py").is_file()), None)
     if run is None:
-        raise UserError(f"{target}: no config.py beside the adapter, so its model is not known. Give a folder that training made.")
-    return file, run
-
-
-def read_adapter(target: str) -> Adapter:
-    """Read a run's adapter and the config it was trained with."""
+        raise UserError(f"{target}: no config.py beside the weights, so their model is not known. Give a folder of training.")
     from OpenSciDraw.config_file import load_config
 
-    file, run = find_adapter(target)
-    with safe_open(file, framework="pt") as handle:
+    return Trained(weights, run, load_config(run / "config.py"))
+
+
+def read_adapter(trained: Trained) -> Adapter:
+    """Read a run's LoRA."""
+    with safe_open(trained.path, framework="pt") as handle:
         metadata = handle.metadata() or {}
     if "lora_adapter_metadata" not in metadata:
-        raise UserError(f"{file} has no lora_adapter_metadata: rank and alpha are not known. Was it written by ScienceFlow?")
+        raise UserError(f"{trained.path} has no lora_adapter_metadata: rank and alpha are not known. Did ScienceFlow write it?")
     peft = {key.removeprefix("transformer."): value for key, value in json.loads(metadata["lora_adapter_metadata"]).items()}
-    layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(file).items()}
-    return Adapter(file, run, load_config(run / "config.py"), layers, peft)
+    layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(trained.path).items()}
+    return Adapter(trained.path, trained.run, trained.config, layers, peft)
 
 
 def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
@@ -82,8 +112,8 @@ def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
     config, peft = adapter.config, adapter.peft
     base = config.pretrained_model_name_or_path.split("/")[-1].removeprefix("embedded:")
     newest = [path.name for path in list_checkpoints(adapter.run)[-1:]]  # the run's own adapter is its last step's
-    names = newest if adapter.file.parent == adapter.run else [adapter.file.parent.name]
-    step = re.search(r"checkpoint-(\d+)$", "".join(names))
+    names = newest if "checkpoint-" not in str(adapter.path.relative_to(adapter.run)) else [str(adapter.path)]
+    step = re.search(r"checkpoint-(\d+)", "".join(names))
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base.lower()}/lora",
@@ -100,19 +130,33 @@ def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
     }
 
 
-def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str) -> list[Path]:
-    """Write the adapter of `target` in each format; returns the files.
+def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str | None, ema: bool = False) -> list[Path]:
+    """Write the weights of `target` in each format; returns the files or folders.
 
-    `diffusers`: `<out>/pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(out)`; alpha in the
-    metadata, where diffusers looks for it. `comfyui`: `<out>/<name>_comfyui.safetensors`, the original
-    repository's module names with `.alpha` tensors.
+    A LoRA (fp32 where `dtype` is None): `diffusers` is `<out>/pytorch_lora_weights.safetensors`, for
+    `pipe.load_lora_weights(out)`, alpha in the metadata, where diffusers looks for it; `comfyui` is
+    `<out>/<name>_comfyui.safetensors`, the original repository's module names with `.alpha` tensors.
+    All weights (as stored where `dtype` is None): `diffusers` is `<out>/transformer/`, for `from_pretrained`.
     """
-    adapter = read_adapter(target)
-    out = out or adapter.output_folder("export")
+    trained = find_trained(target, ema)
+    out = out or trained.output_folder("export")
     out.mkdir(parents=True, exist_ok=True)
-    if (out / LORA_FILE).resolve() == adapter.file.resolve():
-        raise UserError(f"--out {out} is where the adapter itself lies. Choose another folder.")
-    layers = {name: tensor.to(_DTYPES[dtype]) for name, tensor in adapter.layers.items()}
+    if (out / trained.path.name).resolve() == trained.path.resolve():
+        raise UserError(f"--out {out} is where the weights themselves lie. Choose another folder.")
+    if trained.is_lora:
+        return _export_lora(read_adapter(trained), out, formats, _DTYPES[dtype or "fp32"])
+    if "diffusers" not in formats:
+        raise UserError(f"{trained.path} holds all weights, and comfyui is for a LoRA only. Use --format diffusers.")
+    reader = TensorReader(trained.path, FULL_STEM)
+    with TensorWriter(out / FULL_FOLDER, FULL_STEM) as files:
+        for name in tqdm(reader.names, desc="export", unit="tensor"):
+            files.add(name, reader[name][:], _DTYPES[dtype] if dtype else None)
+    shutil.copyfile(trained.path / "config.json", out / FULL_FOLDER / "config.json")
+    return [out / FULL_FOLDER]
+
+
+def _export_lora(adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: torch.dtype) -> list[Path]:
+    layers = {name: tensor.to(dtype) for name, tensor in adapter.layers.items()}
     written = []
     if "diffusers" in formats:
         metadata = modelspec(adapter, "diffusers")
@@ -132,6 +176,7 @@ def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str) 
 def main(arguments: Namespace) -> int:
     formats = ("diffusers", "comfyui") if arguments.format == "both" else (arguments.format,)
     out = Path(arguments.out) if arguments.out else None
-    for path in export(arguments.target, out, formats, arguments.dtype):
-        print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB)")
+    for path in export(arguments.target, out, formats, arguments.dtype, arguments.ema):
+        size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
+        print(f"{path}  ({size / 1e6:.2f} MB)")
     return 0

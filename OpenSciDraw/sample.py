@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.export import Adapter, read_adapter
+from OpenSciDraw.export import Trained, find_trained
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.trainable import load_pretrained
 from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
@@ -38,21 +38,24 @@ def sample_normalized(
         if guidance <= 1:
             return wanted
         unwanted = model.velocity(noisy, level, negative)
-        return unwanted + guidance * (wanted - unwanted)
+        return model.guide(wanted, unwanted, guidance)
 
     return flow.integrate(velocity, noise, sigmas)
 
 
-def load_for_inference(adapter: Adapter, prompts: Sequence[str], negative: str) -> tuple[FigureModel, list[Tensor]]:
-    """The run's model with its adapter, and the embeddings of `prompts` and of `negative` (last)."""
+def load_for_inference(trained: Trained, prompts: Sequence[str], negative: str) -> tuple[FigureModel, list[Tensor]]:
+    """The run's model, without its LoRA, and the embeddings of `prompts` and of `negative` (last)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(adapter.config, device)
+    config = trained.config
+    if not trained.is_lora:
+        config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
+    model = build_model(config, device)
     model.load_text_encoder()
     rows = [row.cpu() for prompt in [*prompts, negative] for row in model.encode_prompts([prompt])]
     model.free_text_encoder()
     model.load_vae()
     model.load_transformer()
-    load_pretrained(model.transformer, adapter.config)  # a base that training changed before it added the adapter
+    load_pretrained(model.transformer, config)  # all weights, or a base that training changed first
     return model, rows
 
 
@@ -62,19 +65,20 @@ def main(arguments: Namespace) -> int:
     Raises:
         UserError: sizes that the model cannot draw.
     """
-    adapter = read_adapter(arguments.run)
-    config = adapter.config
+    trained = find_trained(arguments.run, arguments.ema)
+    config = trained.config
     negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
-    model, rows = load_for_inference(adapter, arguments.prompt, negative)
+    model, rows = load_for_inference(trained, arguments.prompt, negative)
     pipe = model.pipeline(model.transformer)
-    pipe.load_lora_weights(str(adapter.file.parent), weight_name=adapter.file.name)
+    if trained.is_lora:
+        pipe.load_lora_weights(str(trained.path.parent), weight_name=trained.path.name)
     default = resolutions(config)[:1] or [(config.encode.resolution, config.encode.resolution)]
     width, height = arguments.width or default[0][0], arguments.height or default[0][1]
     multiple = model.pixel_multiple
     if width % multiple or height % multiple:
         raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
     guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
-    out = Path(arguments.out) if arguments.out else adapter.output_folder("samples")
+    out = Path(arguments.out) if arguments.out else trained.output_folder("samples")
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
     pictures = []

@@ -255,6 +255,11 @@ class StoreTable:
     def numbers(self, column: str) -> np.ndarray:
         return self.table.column(column).to_numpy()
 
+    def lengths(self) -> np.ndarray:
+        """(rows,) first dimension of each row's tensor."""
+        shapes = self.table.column("shape").combine_chunks()
+        return shapes.flatten().to_numpy().reshape(len(self), -1)[:, 0]
+
     def value(self, column: str, row: int) -> Any:
         return self.table.column(column)[row].as_py()
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,11 +24,13 @@ from OpenSciDraw.datasets.arxiv_parquet import BatchReader
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.flow import keyed_generator
-from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
-from OpenSciDraw.utils import checkpoint, optim, trainable
+from OpenSciDraw.utils import checkpoint, optim, sharding, trainable
+from OpenSciDraw.utils.ema import WeightAverage
+from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.run_log import RunLog
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
@@ -37,33 +38,6 @@ from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
 _LOG = logging.getLogger("OpenSciDraw")
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped by a signal after a checkpoint; run the same command again
 Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
-
-
-def build_accelerator(config: Config) -> Accelerator:
-    """accelerate, with the config's values: an accelerate file or environment cannot change them unseen."""
-    given = config.report_to if isinstance(config.report_to, list) else [config.report_to]
-    trackers = [name for name in given if name not in (None, "none")]
-    missing = [name for name in trackers if importlib.util.find_spec(str(name)) is None]
-    if missing:
-        extra = ",".join(map(str, missing))
-        raise UserError(f"report_to = {missing}: not installed. pip install 'OpenSciDraw[{extra}]', or set report_to = 'none'.")
-    accelerator = Accelerator(
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-        log_with=trackers or None,
-        project_dir=str(Path(config.model_output_dir) / config.logging_dir),
-    )
-    real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision, accelerator.num_processes)
-    asked = (config.gradient_accumulation_steps, config.mixed_precision, int(os.environ.get("WORLD_SIZE", "1")))
-    if real != asked:
-        raise UserError(
-            f"accelerate runs with (accumulation, precision, processes) = {real}, the config and the launcher ask for "
-            f"{asked}. Correct accelerate's file or the launch command."
-        )
-    return accelerator
 
 
 class Training:
@@ -79,6 +53,8 @@ class Training:
                 f"{self.output_dir} holds {len(there)} checkpoint(s) of an earlier run and resume_from_checkpoint is None. "
                 "Set resume_from_checkpoint = 'latest' to go on, or choose another model_output_dir."
             )
+        self.sharding = sharding.take_request()
+        self._check_sharding()
         self.accelerator = build_accelerator(config)
         self._prepare_torch()
         self.model = build_model(config, self.accelerator.device)
@@ -103,6 +79,19 @@ class Training:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
+    def _check_sharding(self) -> None:
+        config = self.config
+        refused = {
+            "mixed_precision": config.mixed_precision == "fp16", "fuse_pretrained_lora": config.fuse_pretrained_lora,
+            "quantization": config.quantization is not None, "offload": config.offload,
+            "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
+            "offload_optimizer": config.offload_optimizer,
+        }  # fmt: skip
+        found = [name for name, is_set in refused.items() if is_set]
+        if self.sharding and found:
+            values = ", ".join(f"{name} = {getattr(config, name)!r}" for name in found)
+            raise UserError(f"FSDP2 (accelerate's file asks for it) does not go with {values}. Change these, or use a DDP file.")
+
     def _check_sizes(self) -> None:
         multiple = self.model.pixel_multiple
         wrong = [size for size in self.config.resolution_list if size[0] % multiple or size[1] % multiple]
@@ -118,11 +107,11 @@ class Training:
         keep = torch.ones(len(self.dataset), dtype=torch.bool)
         keep[torch.from_numpy(self.held_out)] = False
         rows = keep.nonzero().flatten().numpy()
-        sampler = config.data_sampler
+        sampler, lengths = config.data_sampler, self.dataset.text_lengths()
         self.sampler = SAMPLERS.get(sampler.type)(
-            self.dataset.bucket_of[rows], rows=rows, batch_size=config.train_batch_size,
-            num_replicas=place.num_processes, rank=place.process_index, drop_last=sampler.drop_last,
-            shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,
+            self.dataset.bucket_of[rows], rows=rows, lengths=None if lengths is None else lengths[rows],
+            batch_size=config.train_batch_size, num_replicas=place.num_processes, rank=place.process_index,
+            drop_last=sampler.drop_last, shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,
         )  # fmt: skip
         workers = config.dataloader_num_workers
         self.loader: DataLoader[Batch] = DataLoader(
@@ -169,24 +158,37 @@ class Training:
         self.empty_text = empty
 
     def _build_transformer(self) -> None:
+        """Weights -> what trains -> spread over the devices -> optimizer, schedule, average."""
         config, model, accelerator = self.config, self.model, self.accelerator
-        model.load_transformer()
-        transformer = model.transformer
-        trainable.load_pretrained(transformer, config)
-        self.layers = trainable.add_lora(transformer, config, seed=config.seed)
-        trainable.load_pretrained_adapter(transformer, config)
+        dtype = trainable.loading_dtype(config)
+        if self.sharding:
+            model.transformer = model.empty_transformer(dtype)
+        else:
+            model.load_transformer(dtype=dtype)
+            trainable.load_pretrained(model.transformer, config)
+        self.layers = trainable.make_trainable(model.transformer, config)
         if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        self.parameters = trainable.trainable_parameters(transformer)
+            model.transformer.enable_gradient_checkpointing()
+        if self.sharding:
+            sharding.shard(model.transformer, self.sharding, accelerator.device, DTYPES[config.mixed_precision])
+            trainable.fill(model, config)
+        else:
+            model.transformer = accelerator.prepare(model.transformer)
+        self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
+        trainable.load_pretrained_adapter(self.parameters, config)
+        model.transformer.train()
         self.effective_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        optimizer = optim.build_optimizer(config, self.parameters.values(), self.effective_batch)
+        self.optimizer = accelerator.prepare(
+            optim.build_optimizer(config, self.parameters.values(), self.effective_batch)
+        )
         epochs, limits = config.num_train_epochs, [config.max_train_steps]
         if epochs is not None:
             limits.append(max(1, epochs * len(self.sampler) // config.gradient_accumulation_steps))
         self.total_steps = min(limit for limit in limits if limit is not None)
-        self.schedule = optim.build_schedule(config, optimizer, self.total_steps)
-        model.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
-        model.transformer.train()
+        self.schedule = optim.build_schedule(config, self.optimizer.optimizer, self.total_steps)
+        self.average: WeightAverage | None = None
+        if config.use_ema:
+            self.average = WeightAverage(self.parameters, config.ema_decay, config.ema_steps, config.ema_update_after_step)
 
     def _open_log(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -202,15 +204,21 @@ class Training:
         trained = sum(p.numel() for p in self.parameters.values())
         if accelerator.is_main_process:
             _LOG.info(
-                "training %s: LoRA on %d layers, %.2f M trained parameters (fp32); %d rows (+ %d held out)",
-                type(accelerator.unwrap_model(self.model.transformer)).__name__, len(self.layers), trained / 1e6,
+                "training %s: %s, %.2f M trained parameters (%s); %d rows (+ %d held out)",
+                self.model.transformer_class, f"LoRA on {len(self.layers)} layers" if self.layers else "all weights",
+                trained / 1e6, str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
                 len(self.dataset) - len(self.held_out), len(self.held_out),
             )  # fmt: skip
             _LOG.info(
-                "effective batch %d = %d a rank x %d accumulated x %d rank(s), %s; steps %d to %d",
+                "effective batch %d = %d a rank x %d accumulated x %d rank(s)%s, %s; steps %d to %d",
                 self.effective_batch, config.train_batch_size, config.gradient_accumulation_steps,
-                accelerator.num_processes, accelerator.mixed_precision, self.step, self.total_steps,
+                accelerator.num_processes, self._spread(), accelerator.mixed_precision, self.step, self.total_steps,
             )  # fmt: skip
+
+    def _spread(self) -> str:
+        if self.accelerator.num_processes == 1:
+            return ""
+        return " (FSDP2)" if self.sharding else " (DDP)"
 
     # -- the loop's verbs ----------------------------------------------------------------------
     def batches(self) -> Iterator[Batch]:
@@ -272,29 +280,55 @@ class Training:
         flag = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
+    def clip_gradients(self) -> Tensor:
+        """Clip to max_grad_norm; returns the norm before."""
+        if self.sharding:
+            return sharding.clip_gradients(self.parameters, self.config.max_grad_norm)
+        return self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
+
+    def end_step(self) -> None:
+        """After an optimizer step: the schedule, the count, the average."""
+        if not self.optimizer.step_was_skipped:
+            self.schedule.step()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+
     def validate(self) -> None:
         """Held-out loss and pictures, in the metrics and in validation_images/."""
         start = time.perf_counter()
-        values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
-        values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
+        with self.average.applied() if self.average and self.config.validate_with_ema else nullcontext():
+            values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
+            values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
         if values:
             self.log.metrics(self.step, values)
         self.log.exclude_time(time.perf_counter() - start)
 
     # -- state ---------------------------------------------------------------------------------
     def save_checkpoint(self) -> None:
-        """One checkpoint of this step, from rank 0; the others wait."""
-        start = time.perf_counter()
-        if self.accelerator.is_main_process:
-            with checkpoint.CheckpointWriter(self.output_dir, self.step) as folder:
-                self._save_lora(folder)
-                state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-                scaler = self.accelerator.scaler
-                checkpoint.save_tree(folder / "optimizer", state | ({"scaler": scaler.state_dict()} if scaler else {}))
+        """One checkpoint of this step: every rank gives its part, rank 0 writes."""
+        start, write = time.perf_counter(), self.accelerator.is_main_process
+        with checkpoint.CheckpointWriter(self.output_dir, self.step, write) as folder:
+            self._save_weights(folder, write)
+            state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            scaler = self.accelerator.scaler
+            tree = state | ({"scaler": scaler.state_dict()} if scaler else {})
+            checkpoint.save_tree(folder / "optimizer", tree, write)
+            if write:
                 (folder / "trainer_state.json").write_text(json.dumps(self._state(), indent=1))
+        if write:
             checkpoint.delete_old(self.output_dir, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
         self.log.exclude_time(time.perf_counter() - start)
+
+    def _save_weights(self, folder: Path, write: bool, dtype: torch.dtype | None = None) -> None:
+        """What trains, and its average in `ema/`."""
+        transformer = self.accelerator.unwrap_model(self.model.transformer)
+        sets: dict[str, Mapping[str, Tensor]] = {"": self.parameters}
+        if self.average is not None:
+            sets[checkpoint.EMA_FOLDER] = self.average.tensors
+        for name, values in sets.items():
+            trainable.save_weights(self.model, transformer, values, folder / name, self.config, write, dtype)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -305,14 +339,6 @@ class Training:
             "mixed_precision": self.config.mixed_precision,
             "parameters": list(self.parameters),
         }
-
-    def _save_lora(self, folder: Path) -> None:
-        transformer = self.accelerator.unwrap_model(self.model.transformer)
-        self.model.pipeline_class.save_lora_weights(
-            folder,
-            transformer_lora_layers=trainable.lora_state(transformer),
-            transformer_lora_adapter_metadata=trainable.lora_metadata(transformer),
-        )
 
     def _resume(self) -> None:
         if self.resume_from is None:
@@ -327,27 +353,44 @@ class Training:
             now = self.config.mixed_precision
             raise UserError(f"{folder} was trained with mixed_precision = {was!r}, not {now!r}: set it back.")
         self.sampler.load_state_dict(state["sampler"])
-        transformer = self.accelerator.unwrap_model(self.model.transformer)
-        trainable.load_lora_state(transformer, trainable.read_lora(folder / checkpoint.LORA_FILE), folder)
-        trees = checkpoint.load_tree(folder / "optimizer")
+        trainable.load_weights(self.parameters, folder, self.config)
+        if self.average is not None:
+            self._resume_average(folder)
+        trees = checkpoint.load_tree(folder / "optimizer", self._part_of_state)
         self.optimizer.load_state_dict(trees["optimizer"])
         self.schedule.load_state_dict(trees["schedule"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(trees["scaler"])
         self.step, self.micro_step = state["step"], state["micro_step"]
         _LOG.info("resumed from %s at step %d", folder, self.step)
+        if state["effective_batch"] != self.effective_batch:
+            _LOG.warning("the effective batch was %d and is %d now", state["effective_batch"], self.effective_batch)
+
+    def _resume_average(self, folder: Path) -> None:
+        assert self.average is not None
+        if not (folder / checkpoint.EMA_FOLDER).is_dir():
+            raise UserError(f"{folder} holds no average (it was saved with use_ema = False). Set use_ema = False.")
+        trainable.load_weights(self.average.tensors, folder / checkpoint.EMA_FOLDER, self.config)
+
+    def _part_of_state(self, keys: tuple[Any, ...], source: Any, shape: tuple[int, ...]) -> Tensor | None:
+        """Optimizer state of a dealt parameter is dealt as it is: this rank reads its own rows."""
+        if keys[:2] != ("optimizer", "state"):
+            return None
+        return sharding.deal(source, shape, list(self.parameters.values())[keys[2]])
 
     def finish(self) -> None:
-        """The final adapter into model_output_dir itself."""
-        if self.accelerator.is_main_process:
-            self._save_lora(self.output_dir)
-            if self.config.push_to_hub:
-                push_to_hub(self.config, self.output_dir / checkpoint.LORA_FILE)
+        """The final weights into model_output_dir itself: a LoRA in fp32, all weights in mixed_precision's type or fp32."""
+        config, write = self.config, self.accelerator.is_main_process
+        with checkpoint.naming_full_disk(self.output_dir):
+            dtype = torch.float32 if config.upcast_before_saving else DTYPES[config.mixed_precision]
+            self._save_weights(self.output_dir, write, dtype)
+        if write and config.push_to_hub:
+            push_to_hub(config, self.output_dir / (checkpoint.LORA_FILE if self.layers else checkpoint.FULL_FOLDER))
         self.accelerator.wait_for_everyone()
 
 
-def push_to_hub(config: Config, file: Path) -> None:
-    """Upload the final adapter to `hub_model_id`; a failed upload is reported and loses nothing.
+def push_to_hub(config: Config, weights: Path) -> None:
+    """Upload the final weights (a file or a folder) to `hub_model_id`; a failed upload is reported and loses nothing.
 
     The token comes from the environment (HF_TOKEN) or `hub_token`, and is never printed.
     """
@@ -357,8 +400,11 @@ def push_to_hub(config: Config, file: Path) -> None:
     api = HfApi(token=config.hub_token or os.environ.get("HF_TOKEN"))
     try:
         api.create_repo(str(config.hub_model_id), exist_ok=True)
-        api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=str(config.hub_model_id))
+        if weights.is_dir():
+            api.upload_folder(folder_path=weights, path_in_repo=weights.name, repo_id=str(config.hub_model_id))
+        else:
+            api.upload_file(path_or_fileobj=weights, path_in_repo=weights.name, repo_id=str(config.hub_model_id))
     except (HfHubHTTPError, OSError) as error:
-        _LOG.error("push_to_hub: %s was not uploaded (%s). The file is whole: %s", config.hub_model_id, error, file)
+        _LOG.error("push_to_hub: %s was not uploaded (%s). On this machine all is whole: %s", config.hub_model_id, error, weights)
         return
-    _LOG.info("uploaded %s to %s", file.name, config.hub_model_id)
+    _LOG.info("uploaded %s to %s", weights.name, config.hub_model_id)

@@ -158,7 +158,7 @@ def test_all_problems_are_reported_together(write: Write) -> None:
     for said in (
         "c.py:4: unknown key rnak",
         "c.py:5: lora_alpha",
-        "c.py:6: use_ema",
+        "c.py:6: validate_unquantized",
         "encode.batchsize",
         "--cfg_options: seed",
         "'nokey'",

@@ -101,3 +101,57 @@ def test_a_million_rows_are_planned_within_two_seconds() -> None:
         len(sampler)
         best = min(best, time.perf_counter() - start)
     assert best < 2.0
+
+
+@pytest.mark.parametrize(("then", "now"), [((2, 2), (4, 1)), ((2, 2), (3, 1)), ((5, 1), (1, 8)), ((1, 3), (2, 2))])
+def test_an_epoch_goes_on_with_another_batch_size_and_number_of_ranks(then: tuple[int, int], now: tuple[int, int]) -> None:
+    """Every row once an epoch, whatever changed in its middle, and changed again."""
+    seen: list[int] = []
+    parts = [(*then, 5), (*now, 4), (*then, None)]
+    state = None
+    for batch_size, world, steps in parts:
+        group = samplers(MIXED, world, batch_size=batch_size)
+        for sampler in group:
+            if state is not None:
+                sampler.load_state_dict(state)
+        batches = [list(sampler)[:steps] for sampler in group]
+        seen += [row for rank in batches for batch in rank for row in batch]
+        for sampler in group:
+            sampler.position += len(batches[0])
+        state = group[0].state_dict()
+    assert set(seen) == set(range(len(MIXED)))
+    assert len(seen) - len(set(seen)) < 3 * 8  # at most the repeats that a last step may need
+
+
+def test_the_same_global_batch_keeps_the_order_when_ranks_change() -> None:
+    two, one = samplers(np.zeros(64), 2, batch_size=2), samplers(np.zeros(64), 1, batch_size=4)[0]
+    whole = list(one)
+    for sampler in two:
+        sampler.position = 5
+    one.load_state_dict(two[0].state_dict())
+    assert list(one) == whole[5:]
+
+
+def test_other_data_cannot_be_resumed() -> None:
+    state = samplers(MIXED, 1)[0].state_dict()
+    with pytest.raises(UserError, match="rows: 203 in the checkpoint, 202 now"):
+        samplers(MIXED[:-1], 1)[0].load_state_dict(state)
+
+
+def test_batches_hold_texts_of_like_length_so_that_masks_are_rarely_needed() -> None:
+    rng = np.random.default_rng(1)
+    buckets, lengths = rng.integers(0, 3, 6000), rng.normal(300, 80, 6000).clip(20, 512).astype(int)
+    uneven = {}
+    for name, given in (("grouped", lengths), ("as they come", None)):
+        sampler = ArXiVMixScaleBatchSampler(buckets, lengths=given, batch_size=2)
+        batches = list(sampler)
+        assert sorted(row for batch in batches for row in batch) == list(range(6000))
+        uneven[name] = np.mean([len(set(lengths[batch].tolist())) > 1 for batch in batches])
+    assert uneven["grouped"] < 0.2 < 0.9 < uneven["as they come"]
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+def test_equal_lengths_change_nothing() -> None:
+    assert list(ArXiVMixScaleBatchSampler(MIXED, lengths=np.full(203, 512))) == list(ArXiVMixScaleBatchSampler(MIXED))

@@ -326,7 +326,7 @@ def test_two_processes_share_the_work_and_keep_one_log(store_config, tmp_path: P
     assert steps == [1, 2, 3]
     assert len(list((out / "validation_images" / "step_000003").glob("0*.png"))) == 3
     state = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())
-    assert state["effective_batch"] == 4 and state["sampler"]["num_replicas"] == 2
+    assert state["effective_batch"] == 4 and state["sampler"]["parts"] == [[2, 2, 3]]
 
 
 def test_online_encoding_is_the_same_inside_autocast_as_in_encode(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -378,20 +378,33 @@ def test_a_full_disk_names_the_checkpoint_and_keeps_the_earlier_ones(run, error:
 
     from safetensors import SafetensorError
 
-    exact = Training._save_lora
+    exact = Training._save_weights
     full = {
         "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         "system": OSError(errno.ENOSPC, "No space left on device"),
     }[error]
 
-    def fails_at_two(self, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    def fails_at_two(self, folder: Path, *options) -> None:  # type: ignore[no-untyped-def]
         if self.step == 2:
             raise full
-        exact(self, folder)
+        exact(self, folder, *options)
 
-    monkeypatch.setattr(Training, "_save_lora", fails_at_two)
+    monkeypatch.setattr(Training, "_save_weights", fails_at_two)
     with pytest.raises(UserError, match="disk is full.*checkpoint-2"):
         run(model_output_dir=str(tmp_path), checkpointing_steps=1)
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-1"]
     checkpoint.check(tmp_path / "checkpoint-1")
     assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_a_full_disk_at_the_end_says_where_the_weights_are(run, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import errno
+
+    def full(self, folder: Path, *options) -> None:  # type: ignore[no-untyped-def]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Training, "save_checkpoint", lambda self: None)
+    monkeypatch.setattr(Training, "_save_weights", full)
+    with pytest.raises(UserError, match="disk is full"):
+        run(model_output_dir=str(tmp_path))
+

@@ -34,6 +34,7 @@ class Rows(Protocol):
     def ids(self) -> list[str]: ...
     def sample(self, row: int) -> Sample: ...
     def empty_text(self) -> Tensor | None: ...
+    def text_lengths(self) -> np.ndarray | None: ...
 
 
 class StoreRows:
@@ -75,6 +76,9 @@ class StoreRows:
     def empty_text(self) -> Tensor | None:
         return None if self.store.text is None else self.store.empty_text()
 
+    def text_lengths(self) -> np.ndarray | None:
+        return None if self.store.text is None else self.store.text.lengths()[self.store.text_row]
+
 
 class RowDataset:
     """Rows with buckets, read by batches. `buckets` is (rows, 2) pixels (height, width).
@@ -105,6 +109,11 @@ class RowDataset:
 
     def empty_text(self) -> Tensor | None:
         return self.rows.empty_text()
+
+    def text_lengths(self) -> np.ndarray | None:
+        """(rows,) tokens of each row's stored text; None where they are not known beforehand."""
+        lengths = self.rows.text_lengths()
+        return None if lengths is None else lengths[: len(self)]
 
     def bucket_table(self) -> str:
         """Rows per bucket, as text."""

@@ -63,6 +63,9 @@ class FigureRows:
         item: Prepared = prepare(self.refs[row], self.encode)
         return Sample(item.ref.id, item.ref.caption, pixels=to_model_range(item.pixels))
 
+    def text_lengths(self) -> None:
+        return None
+
     def empty_text(self) -> Tensor | None:
         return None
 

@@ -122,6 +122,9 @@ class LegacyRows:
     def ids(self) -> list[str]:
         return [str(i) for i in self.table.column(self._id_column).to_pylist()]
 
+    def text_lengths(self) -> None:
+        return None
+
     def empty_text(self) -> Tensor | None:
         return None  # never stored in these layouts: the model encodes it
 

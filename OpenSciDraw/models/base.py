@@ -241,23 +241,25 @@ class FigureModel(ABC):
         self.check_transformer(config)
         return config
 
-    def empty_transformer(self) -> Any:
-        """The transformer with its parameters on the meta device, in `weight_dtype`: shapes without memory."""
+    def empty_transformer(self, dtype: torch.dtype | None = None) -> Any:
+        """The transformer with its parameters on meta, in `dtype` or else `weight_dtype`: shapes without memory."""
         from accelerate import init_empty_weights
 
         with init_empty_weights():  # buffers are small and stay real: RoPE tables are not in any file
             transformer = self.transformer_type.from_config(self.transformer_config())
-        return transformer.to(self.weight_dtype).eval().requires_grad_(False)
+        return transformer.to(dtype or self.weight_dtype).eval().requires_grad_(False)
 
-    def load_transformer(self, quantization: Any = None, device: torch.device | None = None) -> None:
-        """Load the transformer (frozen, eval) in `weight_dtype` on `device`, or else on `self.device`.
+    def load_transformer(
+        self, quantization: Any = None, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Load the transformer (frozen, eval) in `dtype` or else `weight_dtype`, on `device` or else `self.device`.
 
         `quantization`: a diffusers quantization config, or None.
         """
         self.transformer_config()  # its checks come before gigabytes are read
         extra = {} if quantization is None else {"quantization_config": quantization}
         transformer = load_component(
-            self.transformer_type, self.source, "transformer", torch_dtype=self.weight_dtype, **extra
+            self.transformer_type, self.source, "transformer", torch_dtype=dtype or self.weight_dtype, **extra
         )
         self._transformer = transformer.to(device or self.device).eval().requires_grad_(False)
 
@@ -319,6 +321,10 @@ class FigureModel(ABC):
         """Predicted noise - clean at noise level sigma (B,) in [0, 1]; (B, Cn, hn, wn) as `noisy`."""
 
     # -- inference ----------------------------------------------------------------------------
+    def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance of two velocities (B, Cn, hn, wn), with and without the prompt, as the pipeline does it."""
+        return unwanted + guidance * (wanted - unwanted)
+
     @abstractmethod
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         """The pipeline's noise levels (steps + 1,), descending to 0, for a picture of `tokens` tokens."""
@@ -368,6 +374,13 @@ class FigureModel(ABC):
                 )  # fmt: skip
             except OSError as error:
                 raise _loading_error(error, source, ", ".join(parts)) from error
+
+    def component_files(self, part: str) -> Path:
+        """The folder of a component's files on this machine; fetched from the hub where it is not here yet."""
+        self.download([part])
+        folder = self._component_folder(part)
+        assert folder is not None  # download raises when there is nothing
+        return folder
 
     def _component_folder(self, part: str) -> Path | None:
         """The folder of a component's files on this machine, or None when it is not here."""

@@ -1,9 +1,13 @@
-"""Checkpoints: atomic, hashed, checked when read; no pickle.
+"""Checkpoints: atomic, hashed, checked when read; no pickle; the same whatever the number of ranks.
 
-    <model_output_dir>/checkpoint-<step>/pytorch_lora_weights.safetensors    diffusers names, fp32
+    <model_output_dir>/checkpoint-<step>/pytorch_lora_weights.safetensors    LoRA: diffusers names, fp32
+                                         transformer/                        full: diffusers layout, in the trained type
+                                         ema/                                the same of the average, fp32
                                          optimizer.safetensors / .json       optimizer and scheduler state
                                          trainer_state.json                  step, data position, totals
                                          manifest.json                       sha256 of every file, written last
+
+More than FILE_BYTES of tensors become several files with an index, as in the diffusers layout.
 """
 
 from __future__ import annotations
@@ -14,81 +18,182 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import sha256_of, sync_to_disk
+from OpenSciDraw.utils.sharding import gathered
 
 _LOG = logging.getLogger("OpenSciDraw")
 _NAME = re.compile(r"checkpoint-(\d+)")
 LORA_FILE = "pytorch_lora_weights.safetensors"
+FULL_FOLDER, FULL_STEM = "transformer", "diffusion_pytorch_model"  # diffusers' names
+EMA_FOLDER = "ema"
+FILE_BYTES = 5_000_000_000
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint's files are not those that were written."""
 
 
+# -- tensors in files, a few at a time ------------------------------------------------------------
+class TensorWriter:
+    """Tensors, one after another, into `<stem>.safetensors`, or several files with `<stem>.safetensors.index.json`.
+
+    Every rank adds every tensor, because dealt ones are gathered; only the one with `write` keeps and writes them,
+    never more than FILE_BYTES at a time.
+    """
+
+    def __init__(self, folder: Path, stem: str, write: bool = True):
+        self.folder, self.stem, self.write = folder, stem, write
+        self._pending: dict[str, Tensor] = {}
+        self._bytes, self._total = 0, 0
+        self._files: list[tuple[Path, list[str]]] = []
+
+    def __enter__(self) -> TensorWriter:
+        if self.write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+        whole = gathered(tensor.detach())
+        if not self.write:
+            return
+        size = whole.numel() * (dtype or whole.dtype).itemsize
+        if self._pending and self._bytes + size > FILE_BYTES:
+            self._flush()
+        self._pending[name] = whole.to("cpu", dtype).contiguous()
+        self._bytes += size
+
+    def _flush(self) -> None:
+        path = self.folder / f"{self.stem}-{len(self._files) + 1:05d}.part"
+        save_file(self._pending, path, {"format": "pt"})
+        self._files.append((path, list(self._pending)))
+        self._total += self._bytes
+        self._pending, self._bytes = {}, 0
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is not None or not self.write:
+            return
+        self._flush()
+        count = len(self._files)
+        places: dict[str, str] = {}
+        for at, (path, names) in enumerate(self._files, 1):
+            final = f"{self.stem}-{at:05d}-of-{count:05d}.safetensors" if count > 1 else f"{self.stem}.safetensors"
+            os.replace(path, self.folder / final)
+            places |= dict.fromkeys(names, final)
+        if count > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": places}
+            (self.folder / f"{self.stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+class TensorReader:
+    """What TensorWriter (or diffusers) wrote, tensor by tensor: `reader[name]` is a safetensors slice, not yet read.
+
+    Raises:
+        UserError: nothing there, not readable as safetensors, or a name that leads out of the folder.
+    """
+
+    def __init__(self, folder: Path, stem: str):
+        self.folder = folder
+        index = folder / f"{stem}.safetensors.index.json"
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [f"{stem}.safetensors"]
+            if any(Path(name).name != name for name in names):
+                raise UserError(f"{index}: its file names must lie in its own folder.")
+            self._handles = [safe_open(folder / name, framework="pt") for name in names]
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"{folder / stem}.safetensors: cannot be read ({type(error).__name__}: {error}).") from error
+        self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._handle_of)
+
+    def __getitem__(self, name: str) -> Any:
+        handle = self._handle_of[name]
+        part = handle.get_slice(name)
+        return part if part.get_shape() else handle.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handle_of[name].get_slice(name).get_shape())
+
+
 # -- trees of tensors and plain values, without pickle ------------------------------------------
-def save_tree(path: Path, tree: Any) -> None:
-    """Save nested dicts, lists, tensors and JSON values as `path`.safetensors and `path`.json."""
-    tensors: dict[str, Tensor] = {}
+def save_tree(path: Path, tree: Any, write: bool = True) -> None:
+    """Save nested dicts, lists, tensors and JSON values as `path`.safetensors and `path`.json (every rank calls it)."""
+    count = 0
+    with TensorWriter(path.parent, path.name, write) as files:
 
-    def strip(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            tensors[str(len(tensors))] = node.detach().cpu().contiguous().clone()
-            return {"__tensor__": str(len(tensors) - 1)}
-        if isinstance(node, dict):
-            return {"__dict__": [[key, strip(value)] for key, value in node.items()]}  # keys may be integers
-        if isinstance(node, (list, tuple)):
-            return [strip(value) for value in node]
-        if node is None or isinstance(node, (bool, int, float, str)):
-            return node
-        raise TypeError(f"a checkpoint holds tensors and plain values, not {type(node).__name__}")
+        def strip(node: Any) -> Any:
+            nonlocal count
+            if isinstance(node, Tensor):
+                files.add(str(count), node)
+                count += 1
+                return {"__tensor__": str(count - 1)}
+            if isinstance(node, dict):
+                return {"__dict__": [[key, strip(value)] for key, value in node.items()]}  # keys may be integers
+            if isinstance(node, (list, tuple)):
+                return [strip(value) for value in node]
+            if node is None or isinstance(node, (bool, int, float, str)):
+                return node
+            raise TypeError(f"a checkpoint holds tensors and plain values, not {type(node).__name__}")
 
-    path.with_suffix(".json").write_text(json.dumps(strip(tree)))
-    save_file(tensors, path.with_suffix(".safetensors"))
+        text = json.dumps(strip(tree))
+        if write:
+            path.with_suffix(".json").write_text(text)
 
 
-def load_tree(path: Path) -> Any:
-    """Read what `save_tree` wrote."""
-    tensors = load_file(path.with_suffix(".safetensors"))
+Place = Callable[[tuple[Any, ...], Any, tuple[int, ...]], "Tensor | None"]
 
-    def fill(node: Any) -> Any:
+
+def load_tree(path: Path, place: Place | None = None) -> Any:
+    """Read what `save_tree` wrote. `place(keys, slice, shape)` may give a tensor of its own instead of the whole one."""
+    reader = TensorReader(path.parent, path.name)
+
+    def fill(node: Any, keys: tuple[Any, ...]) -> Any:
         if isinstance(node, dict):
             if "__tensor__" in node:
-                return tensors[node["__tensor__"]]
-            return {key: fill(value) for key, value in node["__dict__"]}
-        return [fill(value) for value in node] if isinstance(node, list) else node
+                source, shape = reader[node["__tensor__"]], reader.shape(node["__tensor__"])
+                own = None if place is None else place(keys, source, shape)
+                return own if own is not None else source[:] if shape else source
+            return {key: fill(value, (*keys, key)) for key, value in node["__dict__"]}
+        return [fill(value, (*keys, at)) for at, value in enumerate(node)] if isinstance(node, list) else node
 
-    return fill(json.loads(path.with_suffix(".json").read_text()))
+    return fill(json.loads(path.with_suffix(".json").read_text()), ())
 
 
 # -- writing -----------------------------------------------------------------------------------
 class CheckpointWriter:
     """`with CheckpointWriter(out, step) as folder:` fill the folder; it gets its name when all is on disk."""
 
-    def __init__(self, output_dir: Path, step: int):
+    def __init__(self, output_dir: Path, step: int, write: bool = True):
+        self.write = write  # False on the ranks that only take part in gathering
         self.final = output_dir / f"checkpoint-{step}"
         self.building = output_dir / f".checkpoint-{step}.tmp"
 
     def __enter__(self) -> Path:
+        if not self.write:
+            return self.building
         shutil.rmtree(self.building, ignore_errors=True)
         self.building.mkdir(parents=True)
         return self.building
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if not self.write:
+            return
         if kind is not None:
             shutil.rmtree(self.building, ignore_errors=True)
             if _disk_is_full(value):
-                raise UserError(
-                    f"The disk is full: {self.final} was not written. Earlier checkpoints are whole. Free space and run the "
-                    "same command with resume_from_checkpoint = 'latest'."
-                ) from value
+                raise full_disk(self.final) from value
             return
         files = sorted(path for path in self.building.rglob("*") if path.is_file())
         hashes = {}
@@ -98,11 +203,30 @@ class CheckpointWriter:
         manifest = self.building / "manifest.json"
         manifest.write_text(json.dumps(hashes, indent=1))
         sync_to_disk(manifest)
-        sync_to_disk(self.building)
+        for folder in (self.building, *(path for path in self.building.rglob("*") if path.is_dir())):
+            sync_to_disk(folder)
         if self.final.exists():  # only a damaged one can be here: a good one would have been resumed from
             shutil.rmtree(self.final)
         os.replace(self.building, self.final)
         sync_to_disk(self.final.parent)
+
+
+def full_disk(what: Path) -> UserError:
+    return UserError(
+        f"The disk is full: {what} was not written. Earlier checkpoints are whole. Free space and run the same command with "
+        "resume_from_checkpoint = 'latest'."
+    )
+
+
+@contextmanager
+def naming_full_disk(what: Path) -> Iterator[None]:
+    """Raises UserError, naming what was to be written, where the disk is full."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise full_disk(what) from error
 
 
 def _disk_is_full(error: BaseException) -> bool:

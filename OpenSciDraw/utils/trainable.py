@@ -1,24 +1,56 @@
-"""What is trained: LoRA adapters on exact linear layers. The only file that knows how."""
+"""What is trained: LoRA adapters on exact linear layers, or all weights. The only file that asks which."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.flow import keyed_generator
+from OpenSciDraw.models.base import DTYPES, FigureModel
+from OpenSciDraw.utils import checkpoint
+from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
+from OpenSciDraw.utils.sharding import copy_into, gathered
 
 ADAPTER = "default"
+
+
+# -- before training -----------------------------------------------------------------------------
+def loading_dtype(config: Config) -> torch.dtype:
+    """Type in which the transformer's weights are loaded: that of activations, or of full fine-tuning's weights."""
+    return torch.float32 if not config.use_lora and config.master_weights == "fp32" else DTYPES[config.mixed_precision]
+
+
+def make_trainable(transformer: Any, config: Config) -> list[str]:
+    """Mark what trains, adding the adapter where one is asked for; returns the LoRA layers' names ([] = all weights)."""
+    if config.use_lora:
+        return add_lora(transformer, config)
+    transformer.requires_grad_(True)
+    return []
+
+
+def fill(model: FigureModel, config: Config) -> None:
+    """Give a transformer that was built without weights (sharded training) those of the base and of a new adapter."""
+    if config.pretrained_full_ckpt_path is not None:
+        folder = _full_folder(config.pretrained_full_ckpt_path)
+    else:
+        folder = model.component_files("transformer")
+    stem = FULL_STEM + (f".{model.source.variant}" if model.source.variant and config.pretrained_full_ckpt_path is None else "")
+    base = {name.replace(".base_layer.", "."): p for name, p in model.transformer.named_parameters() if ".lora_" not in name}
+    _read_full(base, TensorReader(folder, stem), folder)
+    initialise_lora(model.transformer, config.seed)
 
 
 def resolve_lora_layers(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
@@ -49,7 +81,7 @@ def resolve_lora_layers(model: nn.Module, patterns: str | Sequence[str]) -> list
     return [name for name in linear if name in found]
 
 
-def add_lora(transformer: Any, config: Config, seed: int) -> list[str]:
+def add_lora(transformer: Any, config: Config) -> list[str]:
     """Add a LoRA adapter with fp32 weights; everything else stays frozen. Returns the layers' names.
 
     Raises:
@@ -57,15 +89,8 @@ def add_lora(transformer: Any, config: Config, seed: int) -> list[str]:
     """
     layers = resolve_lora_layers(transformer, config.lora_layers)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # A is random, B is zero: the start depends on the seed alone
         transformer.add_adapter(
-            LoraConfig(
-                r=config.rank,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                init_lora_weights="gaussian",
-                target_modules=layers,
-            ),
+            LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=layers),
             adapter_name=ADAPTER,
         )
     made = [name for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
@@ -73,7 +98,20 @@ def add_lora(transformer: Any, config: Config, seed: int) -> list[str]:
         raise UserError(f"PEFT made adapters on {len(made)} layers, {len(layers)} were asked for: {set(made) ^ set(layers)}")
     for parameter in trainable_parameters(transformer).values():
         parameter.data = parameter.data.float()  # small updates round away in bf16
+    initialise_lora(transformer, config.seed)
     return layers
+
+
+def initialise_lora(transformer: nn.Module, seed: int) -> None:
+    """A ~ N(0, 1 / rank^2), B = 0 (PEFT's "gaussian"), keyed by (seed, layer): the same on any number of devices."""
+    for name, parameter in transformer.named_parameters():
+        if parameter.is_meta:
+            continue
+        if ".lora_A." in name:
+            noise = torch.randn(parameter.shape, generator=keyed_generator("lora", seed, name))
+            copy_into(parameter, noise / parameter.shape[0])
+        elif ".lora_B." in name:
+            copy_into(parameter, torch.zeros(parameter.shape))
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -81,29 +119,80 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in sorted(module.named_parameters()) if p.requires_grad}
 
 
-def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors in diffusers names without prefix: `<module>.lora_{A,B}.weight`, fp32, on the CPU."""
-    state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+# -- saving and loading what trains ----------------------------------------------------------------
+def save_weights(
+    model: FigureModel, transformer: Any, values: Mapping[str, Tensor], folder: Path, config: Config, write: bool,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `values` (what trains, by parameter name) as files that diffusers loads; every rank calls it.
+
+    A LoRA becomes `<folder>/pytorch_lora_weights.safetensors` (fp32), all weights `<folder>/transformer/`, in `dtype`
+    or as they are.
+    """
+    if config.use_lora:
+        layers = {_file_name(name): gathered(tensor).cpu().contiguous() for name, tensor in values.items()}
+        if write:
+            model.pipeline_class.save_lora_weights(
+                folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=lora_metadata(transformer)
+            )
+        return
+    final, building = folder / FULL_FOLDER, folder / f".{FULL_FOLDER}.tmp"
+    if write:
+        shutil.rmtree(building, ignore_errors=True)
+    with TensorWriter(building, FULL_STEM, write) as files:
+        for name, tensor in {**transformer.state_dict(), **values}.items():
+            files.add(name, tensor, dtype)
+    if write:
+        transformer.save_config(building)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(building, final)
 
 
-def load_lora_state(transformer: nn.Module, state: dict[str, Tensor], where: Path | str) -> None:
-    """Put saved adapter tensors into the model's adapter.
+def load_weights(values: Mapping[str, Tensor], folder: Path, config: Config) -> None:
+    """Fill `values` (what trains, or its average) from what `save_weights` wrote; each rank reads its own rows.
+
+    Raises:
+        UserError: names or shapes differ from what this config trains.
+    """
+    if config.use_lora:
+        load_lora_state(values, read_lora(folder / LORA_FILE), folder)
+    else:
+        _read_full(values, TensorReader(folder / FULL_FOLDER, FULL_STEM), folder)
+
+
+def _read_full(values: Mapping[str, Tensor], reader: TensorReader, folder: Path) -> None:
+    _require_fit(values, {name: reader.shape(name) for name in reader.names}, folder, "Check the model it belongs to.")
+    for name, tensor in values.items():
+        copy_into(tensor, reader[name])
+
+
+def _file_name(parameter: str) -> str:
+    """PEFT's parameter name -> the name in a LoRA file."""
+    return parameter.replace(f".{ADAPTER}.", ".")
+
+
+def load_lora_state(values: Mapping[str, Tensor], state: Mapping[str, Tensor], where: Path | str) -> None:
+    """Put saved adapter tensors into an adapter's parameters (or their average).
 
     Raises:
         UserError: names or shapes differ from the adapter that the config describes.
     """
-    own = lora_state(transformer)
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [f"{k}: file {tuple(state[k].shape)}, config {tuple(own[k].shape)}"
-              for k in own.keys() & state.keys() if own[k].shape != state[k].shape]  # fmt: skip
+    own = {_file_name(name): tensor for name, tensor in values.items()}
+    _require_fit(own, {name: tuple(t.shape) for name, t in state.items()}, where, "Check rank and lora_layers.")
+    for name, tensor in own.items():
+        copy_into(tensor, state[name])
+
+
+def _require_fit(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], where: Path | str, hint: str) -> None:
+    missing, extra = sorted(own.keys() - there.keys()), sorted(there.keys() - own.keys())
+    shapes = [f"{k}: file {there[k]}, config {tuple(own[k].shape)}"
+              for k in own.keys() & there.keys() if tuple(own[k].shape) != there[k]]  # fmt: skip
     if missing or extra or shapes:
         raise UserError(
-            f"{where} does not fit the adapter of this config: {len(missing)} tensors missing "
-            f"({', '.join(missing[:3])}), {len(extra)} unexpected ({', '.join(extra[:3])}), {len(shapes)} of another "
-            f"shape ({', '.join(shapes[:3])}). Check rank and lora_layers."
+            f"{where} does not fit what this config trains: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
+            f"{len(extra)} unexpected ({', '.join(extra[:3])}), {len(shapes)} of another shape "
+            f"({', '.join(shapes[:3])}). {hint}"
         )
-    set_peft_model_state_dict(transformer, state, adapter_name=ADAPTER)
 
 
 def lora_metadata(transformer: Any) -> dict[str, Any]:
@@ -113,19 +202,23 @@ def lora_metadata(transformer: Any) -> dict[str, Any]:
 
 def read_lora(path: Path) -> dict[str, Tensor]:
     """Adapter tensors of a diffusers LoRA file, without the pipeline's `transformer.` prefix."""
-    from OpenSciDraw.utils.checkpoint import load_tensors
-
-    return {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(path).items()}
+    return {name.removeprefix("transformer."): tensor for name, tensor in checkpoint.load_tensors(path).items()}
 
 
 def _lora_file(path: str) -> Path:
-    from OpenSciDraw.utils.checkpoint import LORA_FILE
-
     file = Path(path).expanduser()
     file = file / LORA_FILE if file.is_dir() else file
     if not file.is_file():
         raise UserError(f"pretrained_lora_ckpt_path = {path!r}: no such file (expected {LORA_FILE} or its folder).")
     return file
+
+
+def _full_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    folder = folder / FULL_FOLDER if (folder / FULL_FOLDER).is_dir() else folder
+    if not folder.is_dir():
+        raise UserError(f"pretrained_full_ckpt_path = {path!r}: no such folder.")
+    return folder
 
 
 def load_pretrained(transformer: Any, config: Config) -> None:
@@ -135,15 +228,8 @@ def load_pretrained(transformer: Any, config: Config) -> None:
         UserError: the path is missing, or does not fit the model.
     """
     if config.pretrained_full_ckpt_path is not None:
-        folder = Path(config.pretrained_full_ckpt_path).expanduser()
-        folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
-        if not folder.is_dir():
-            raise UserError(f"pretrained_full_ckpt_path = {config.pretrained_full_ckpt_path!r}: no such folder.")
-        other = type(transformer).from_pretrained(folder, torch_dtype=transformer.dtype)
-        try:
-            transformer.load_state_dict(other.state_dict())
-        except RuntimeError as error:
-            raise UserError(f"{folder} does not fit the model: {error}") from error
+        folder = _full_folder(config.pretrained_full_ckpt_path)
+        _read_full(dict(transformer.named_parameters()), TensorReader(folder, FULL_STEM), folder)
     if config.pretrained_lora_ckpt_path is not None and config.fuse_pretrained_lora:
         file = _lora_file(config.pretrained_lora_ckpt_path)
         transformer.load_lora_adapter(str(file.parent), weight_name=file.name, adapter_name="pretrained")
@@ -151,7 +237,7 @@ def load_pretrained(transformer: Any, config: Config) -> None:
         transformer.unload_lora()
 
 
-def load_pretrained_adapter(transformer: nn.Module, config: Config) -> None:
+def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) -> None:
     """Start the new adapter from a saved one of the same rank and layers (unless it was fused into the base).
 
     The saved one keeps its effect where `lora_alpha` differs: its B is scaled by the ratio of the alphas.
@@ -161,7 +247,7 @@ def load_pretrained_adapter(transformer: nn.Module, config: Config) -> None:
         state, alpha = read_lora(file), lora_alpha(file)
         if alpha is not None and alpha != config.lora_alpha:
             state = {k: v * (alpha / config.lora_alpha) if ".lora_B." in k else v for k, v in state.items()}
-        load_lora_state(transformer, state, file)
+        load_lora_state(parameters, state, file)
 
 
 def lora_alpha(file: Path) -> float | None:

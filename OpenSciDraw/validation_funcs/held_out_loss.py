@@ -12,8 +12,10 @@ from torch import Tensor
 from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
-from OpenSciDraw.datasets.batch import BadRow, collate
+from OpenSciDraw.datasets.batch import BadRow, Sample, collate
+from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.utils.launch import share_of
 
 _LOG = logging.getLogger("OpenSciDraw")
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -30,20 +32,19 @@ def held_out_loss(
     """
     if not len(rows):
         return {}
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
     quantiles = torch.tensor(QUANTILES)  # of sigma, which falls as diffusers' u rises
     sums = torch.zeros(len(QUANTILES) + 1, device=accelerator.device)
     transformer = accelerator.unwrap_model(model.transformer)
     was_training = transformer.training
     transformer.eval()
-    wrapped, model.transformer = model.transformer, transformer  # no collectives: ranks have different batches
-    for index in mine.tolist():
-        row = dataset.read(index)
-        if isinstance(row, BadRow):  # named and left out; no other row stands in for it
+    wrapped, model.transformer = model.transformer, transformer  # DDP's own collectives are not wanted here
+    for at, counts in share_of(len(rows), accelerator):
+        row = dataset.read(int(rows[at]))
+        if isinstance(row, BadRow):  # named and left out; what is run in its place does not count
             _LOG.warning("held-out row %s cannot be read: %s", row.id, row.reason)
-            continue
+            row, counts = _readable(dataset, rows), False
         batch = collate([row])
-        sums[-1] += 1
+        sums[-1] += counts
         latents = batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels())
         clean = model.normalize(latents)
         shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
@@ -54,15 +55,23 @@ def held_out_loss(
         text_rows: list[Tensor] = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
         text = model.collate_text([row.to(clean.device) for row in text_rows])
         noise = flow.keyed_noise(config.seed, -1, batch.sample_ids, clean.shape[1:]).to(clean.device)
-        for at, level in enumerate(sigma.to(clean.device)):
+        for level_at, level in enumerate(sigma.to(clean.device)):
             level = level.expand(len(clean))
             with accelerator.autocast():
                 predicted = model.velocity(flow.interpolate(clean, noise, level), level, text)
             error = predicted.float() - flow.velocity_target(clean, noise)
-            sums[at] += error.pow(2).mean()
+            sums[level_at] += counts * error.pow(2).mean()
     model.transformer = wrapped
     transformer.train(was_training)
     total: Tensor = accelerator.reduce(sums, reduction="sum").cpu()
     per_level = total[:-1] / total[-1]
     names = [f"held_out_loss_q{q:.1f}" for q in QUANTILES]
     return {"held_out_loss": per_level.mean().item(), **dict(zip(names, per_level.tolist(), strict=True))}
+
+
+def _readable(dataset: RowDataset, rows: np.ndarray) -> Sample:
+    for index in rows.tolist():
+        row = dataset.read(index)
+        if isinstance(row, Sample):
+            return row
+    raise UserError(f"None of the {len(rows)} held-out rows can be read: see quarantine.jsonl and `scienceflow verify`.")

@@ -15,6 +15,7 @@ from torch import Tensor
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.registry import VALIDATION_FUNCS
+from OpenSciDraw.utils.launch import share_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def sample_prompts(
     """Write `validation_images/step_NNNNNN/{index}.png` and `grid.png`; prompts are shared out over the ranks.
 
     Seeds are fixed (`validation_seed` + index), so pictures of different steps differ by the weights alone;
-    shift, guidance and template are the pipeline's own. Nothing is communicated while a rank samples.
+    shift, guidance and template are the pipeline's own.
     """
     folder = image_folder(config, step)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,13 +71,14 @@ def sample_prompts(
     transformer.eval()  # LoRA dropout is for training
     pipe = model.pipeline(transformer)
     sizes = resolutions(config)
-    for index in range(accelerator.process_index, len(prompts.prompts), accelerator.num_processes):
+    for index, counts in share_of(len(prompts.prompts), accelerator):
         with accelerator.autocast():
             image = model.sample(
                 pipe, [prompts.rows[index]], prompts.negative, width=sizes[index][0], height=sizes[index][1],
                 steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
             )[0]  # fmt: skip
-        image.save(folder / f"{index:02d}.png")
+        if counts:
+            image.save(folder / f"{index:02d}.png")
     transformer.train(was_training)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and prompts.prompts:

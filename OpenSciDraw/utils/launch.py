@@ -1,0 +1,61 @@
+"""accelerate with the config's values: what its file, its launcher or the environment say is checked against them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.errors import UserError
+
+# A rank may wait this long for another: one that downloads a model, or draws more pictures. A rank that dies is
+# noticed at once by the launcher, which ends the job.
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """accelerate for one process, DDP, or (with the model left out, see sharding.py) FSDP2.
+
+    Raises:
+        UserError: a tracker that is not installed; a launcher that contradicts the config.
+    """
+    given = config.report_to if isinstance(config.report_to, list) else [config.report_to]
+    trackers = [name for name in given if name not in (None, "none")]
+    missing = [name for name in trackers if importlib.util.find_spec(str(name)) is None]
+    if missing:
+        extra = ",".join(map(str, missing))
+        raise UserError(f"report_to = {missing}: not installed. pip install 'OpenSciDraw[{extra}]', or set report_to = 'none'.")
+    accelerator = Accelerator(
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        log_with=trackers or None,
+        project_dir=str(Path(config.model_output_dir) / config.logging_dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+    )
+    real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision, accelerator.num_processes)
+    asked = (config.gradient_accumulation_steps, config.mixed_precision, int(os.environ.get("WORLD_SIZE", "1")))
+    if real != asked:
+        raise UserError(
+            f"accelerate runs with (accumulation, precision, processes) = {real}, the config and the launcher ask for "
+            f"{asked}. Correct accelerate's file or the launch command."
+        )
+    return accelerator
+
+
+def share_of(count: int, accelerator: Accelerator) -> list[tuple[int, bool]]:
+    """This rank's share of `count` things: (index, whether it counts).
+
+    Every rank gets the same number, because a sharded model runs on all ranks together or not at all: one that has
+    nothing left repeats another's and leaves the result out.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return [(at if at < count else at % count, at < count) for at in range(rank, -(-count // world) * world, world)]
