@@ -134,6 +134,11 @@ def _memory(config: Config) -> list[Problem]:
             found.append(((name, "use_lora"), f"{name} is for a frozen base, and use_lora = False trains all weights."))
     if config.quantization and config.bnb_quantization_config_path:
         found.append((("quantization", "bnb_quantization_config_path"), "both name a quantisation. Set one of them."))
+    changed = {"pretrained_full_ckpt_path": config.pretrained_full_ckpt_path, "fuse_pretrained_lora": config.fuse_pretrained_lora}
+    for name, value in changed.items():
+        if value and (config.quantization or config.bnb_quantization_config_path):
+            message = f"{value!r} changes the base, which a quantised one does not allow. Export the changed base first."
+            found.append(((name, "quantization"), message))
     if config.activation_memory_gb is not None and not config.gradient_checkpointing:
         message = "gradient_checkpointing = False recomputes nothing, so there is nothing to choose. Set it to True."
         found.append((("activation_memory_gb", "gradient_checkpointing"), message))

@@ -19,7 +19,6 @@ from OpenSciDraw.config_text import all_fields
 
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("OpenSciDraw/*.md"), *REPO.glob("docs/*.md"), *REPO.glob("dev/*.md")])
 KEYS = set(all_fields()) | set(ALIASES)
-ACCELERATE_FILES = sorted((REPO / "accelerate_cfg").glob("*.yaml"))
 
 
 def name_of(path: Path) -> str:
@@ -116,17 +115,6 @@ def test_config_snippets_set_only_keys_that_exist(page: Path) -> None:
             inner = [f"{name}.{k.arg}" for k in node.value.keywords] if isinstance(node.value, ast.Call) else []
             unknown = [key for key in [name, *inner] if key not in KEYS and not key.rpartition(".")[2].startswith("_")]
             assert not unknown, f"{name_of(page)}: {unknown}"
-
-
-@pytest.mark.parametrize("path", ACCELERATE_FILES, ids=name_of)
-def test_accelerate_files_are_what_their_names_say(path: Path) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(path))
-    machines, gpus, precision = re.fullmatch(r"(\d)m(\d)g(?:_(\w+))?", path.stem).groups()  # type: ignore[union-attr]
-    assert (config.num_machines, config.num_processes) == (int(machines), int(gpus))
-    assert config.mixed_precision == (precision or "no")
-    assert config.distributed_type == ("MULTI_GPU" if int(gpus) > 1 else "NO")
 
 
 def test_the_scripts_are_bash_and_print_no_token() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,8 +63,8 @@ def assert_close(a: Path, b: Path, lora: bool) -> None:
 
 RATE = 1e-3
 SHARED = {
-    "train_batch_size": 2, "data_sampler": {"drop_last": True}, "max_train_steps": 4, "checkpointing_steps": 2, "learning_rate": RATE,
-    "adam_epsilon": 1e-4, "encode": {"resolution": 128}, "use_ema": True, "ema_steps": 1, "caption_dropout": 0.5,
+    "train_batch_size": 2, "data_sampler": {"drop_last": True}, "max_train_steps": 4, "checkpointing_steps": 2,
+    "learning_rate": RATE, "adam_epsilon": 1e-4, "encode": {"resolution": 128}, "use_ema": True, "ema_steps": 1, "caption_dropout": 0.5,
     "validation_prompts": ["a", "b", "c"], "resolution_list": [[64, 64]], "held_out_examples": 3,
 }  # fmt: skip
 
@@ -205,3 +206,39 @@ def test_fsdp2_with_fp16_is_refused_by_name(square_store, monkeypatch, tmp_path:
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="does not go with mixed_precision = 'fp16'"):
         Training(Config.model_validate(merged(square_store, mixed_precision="fp16", model_output_dir=str(tmp_path))))
+
+
+ACCELERATE_FILES = sorted((REPO / "accelerate_cfg").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", ACCELERATE_FILES, ids=lambda path: path.stem)
+def test_accelerates_own_launcher_reads_each_file(file: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """What `accelerate launch --config_file` would start: processes, machines, way of spreading."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+    given = launch_command_parser().parse_args(["--config_file", str(file), "train_OpenSciDraw_loop.py", "c.py"])
+    arguments, _, _ = _validate_launch_command(given)
+    machines, gpus = (int(number) for number in re.fullmatch(r"(\d+)m(\d+)g.*", file.stem).groups())  # type: ignore[union-attr]
+    assert (int(arguments.num_machines), int(arguments.num_processes)) == (machines, machines * gpus)
+    precision = re.search("bf16|fp16", file.stem)
+    assert str(arguments.mixed_precision) == (precision[0] if precision else "no" if gpus == 1 else "bf16")
+    if "zero" in file.stem:
+        assert arguments.use_deepspeed
+        return
+    environment = prepare_simple_launcher_cmd_env(arguments)[1] if gpus == 1 else prepare_multi_gpu_env(arguments)
+    for name in ("ACCELERATE_USE_FSDP", *(name for name in environment if name.startswith("FSDP_"))):
+        if name in environment:
+            monkeypatch.setenv(name, environment[name])
+    monkeypatch.setenv("WORLD_SIZE", str(machines * gpus))
+    assert (take_request() is not None) == ("fsdp2" in file.stem)
+
+
+def test_the_config_wins_over_accelerates_file(square_store, fresh_accelerate, monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The launcher's environment asks for other accumulation and precision: what runs is the config's, and is printed."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    fresh_accelerate()
+    run = Training(Config.model_validate(merged(square_store, gradient_accumulation_steps=2, model_output_dir=str(tmp_path))))
+    assert run.accelerator.gradient_accumulation_steps == 2 and run.accelerator.mixed_precision == "no"
+    assert run.effective_batch == 4

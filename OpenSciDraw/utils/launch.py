@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
@@ -39,7 +39,10 @@ def build_accelerator(config: Config) -> Accelerator:
         ),
         log_with=trackers or None,
         project_dir=str(Path(config.model_output_dir) / config.logging_dir),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients of all weights exist twice
+        ],
     )
     real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision, accelerator.num_processes)
     asked = (config.gradient_accumulation_steps, config.mixed_precision, int(os.environ.get("WORLD_SIZE", "1")))

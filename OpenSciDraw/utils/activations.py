@@ -1,0 +1,152 @@
+"""Activations: recompute in the backward pass only what does not fit (gradient checkpointing per block), compile blocks.
+
+Recomputing every block costs about half a LoRA step's FLOPs again. Each block whose activations stay saves its share of that,
+so memory that lies idle is time lost: `ActivationBudget` keeps as many blocks as the budget holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.utils.sharding import repeated_blocks
+
+RESERVE = 0.15  # of the device's memory, for "auto": fragmentation, one block's recomputation, the rest of the step
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # an identity that meta tensors have too
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among arguments, also inside tuples, lists and dicts."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _tensors(value)
+        elif isinstance(value, dict):
+            found += _tensors(value.values())
+    return found
+
+
+class SavedBytes:
+    """`with SavedBytes(without) as saved:` counts the bytes of the storages that autograd keeps meanwhile.
+
+    The storages of `without` are not counted: give the parameters, which linear layers keep as views. Works on meta.
+    """
+
+    def __init__(self, without: Iterable[Tensor] = ()):
+        self._skip = {_storage(tensor) for tensor in without}
+        self._kept: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self._skip:
+            self._kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(self._kept.values())
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+
+def measure_saved_bytes(function: Callable[[], Any], module: nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of `function()`, without parameters and buffers of `module`."""
+    with SavedBytes([*module.parameters(), *module.buffers()]) as saved:
+        result = function()
+        total = saved.total
+    del result
+    return total
+
+
+class ActivationBudget:
+    """Decides at each call of a block: run it and keep its activations, or keep its inputs and recompute it.
+
+    What a block keeps is measured when its class first meets a shape of inputs (that one call keeps its activations,
+    whatever the budget) and remembered. Blocks are kept from the first on, while what is kept, and the inputs of all
+    blocks to come, stay within `budget_bytes`; None or 0 recomputes every block. Results are the same bits either way. The
+    block that is being recomputed needs its activations on top of the budget.
+    """
+
+    def __init__(self, transformer: Any, budget_bytes: int | None):
+        self.budget_bytes = budget_bytes or None
+        self._blocks = len(repeated_blocks(transformer))
+        self._frozen = [tensor for tensor in transformer.buffers()]
+        self._cost: dict[tuple[Any, ...], int] = {}
+        self._seen: set[int] = set()
+        self.used, self.calls, self.kept = 0, 0, 0  # bytes, blocks and kept blocks of the current forward
+        transformer.register_forward_pre_hook(self._begin)
+        transformer.enable_gradient_checkpointing(self)
+
+    def _begin(self, *_: Any) -> None:
+        self._seen.clear()
+        self.used, self.calls, self.kept = 0, 0, 0
+
+    def __call__(self, block: nn.Module, *args: Any) -> Any:
+        self.calls += 1
+        if self.budget_bytes is None:
+            return checkpoint(block, *args, use_reentrant=False)
+        inputs = _tensors(args)
+        own = self._count_new(inputs)
+        self.used += own
+        key = (type(block), tuple((t.shape, t.dtype, t.requires_grad) for t in inputs))
+        if key not in self._cost:
+            with SavedBytes(without=[*inputs, *self._frozen, *block.parameters()]) as saved:
+                result = block(*args)
+            self._cost[key] = saved.total
+        else:
+            to_come = own * max(0, self._blocks - self.calls)
+            if self.used + self._cost[key] + to_come > self.budget_bytes:
+                return checkpoint(block, *args, use_reentrant=False)
+            result = block(*args)
+        self.used += self._cost[key]
+        self.kept += 1
+        return result
+
+    def _count_new(self, inputs: list[Tensor]) -> int:
+        """Bytes of inputs that no earlier block of this forward has kept already."""
+        new = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in inputs if _storage(tensor) not in self._seen}
+        self._seen.update(new)
+        return sum(new.values())
+
+
+def automatic_budget(device: torch.device, still_to_come: int) -> int:
+    """Bytes for activations: what is free now, without gradients and optimizer state `still_to_come`, and the reserve."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    return max(0, int(free - still_to_come - RESERVE * total))
+
+
+def set_checkpointing(transformer: Any, config: Config, device: torch.device, still_to_come: int) -> ActivationBudget | None:
+    """Apply `gradient_checkpointing` and `activation_memory_gb`; None where nothing is recomputed."""
+    if not config.gradient_checkpointing:
+        return None
+    budget = config.activation_memory_gb
+    if budget == "auto":
+        return ActivationBudget(transformer, automatic_budget(device, still_to_come))
+    return ActivationBudget(transformer, None if budget is None else int(budget * 1e9))
+
+
+def compile_blocks(transformer: nn.Module) -> None:
+    """torch.compile for each block: blocks of one class share their code, so that a new shape compiles once."""
+    for block in repeated_blocks(transformer):
+        block.compile(dynamic=None)
