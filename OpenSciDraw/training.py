@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,14 +29,18 @@ from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALI
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable
+from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.launch import build_accelerator
+from OpenSciDraw.utils.offload import BlockOffload
+from OpenSciDraw.utils.quantization import quantization_config, unquantized
 from OpenSciDraw.utils.run_log import RunLog
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
 
 _LOG = logging.getLogger("OpenSciDraw")
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped by a signal after a checkpoint; run the same command again
+STATE_BYTES = 12  # gradient and AdamW's state of a parameter: not yet there when "auto" looks what is free
 Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
 
 
@@ -164,18 +168,24 @@ class Training:
         if self.sharding:
             model.transformer = model.empty_transformer(dtype)
         else:
-            model.load_transformer(dtype=dtype)
+            model.load_transformer(quantization_config(config, model), torch.device("cpu") if config.offload else None, dtype)
             trainable.load_pretrained(model.transformer, config)
         self.layers = trainable.make_trainable(model.transformer, config)
-        if config.gradient_checkpointing:
-            model.transformer.enable_gradient_checkpointing()
+        if config.offload:
+            self.offload = BlockOffload(model.transformer, accelerator.device, config.resident_blocks)
+        if config.compile_blocks:
+            compile_blocks(model.transformer)
         if self.sharding:
             sharding.shard(model.transformer, self.sharding, accelerator.device, DTYPES[config.mixed_precision])
             trainable.fill(model, config)
         else:
+            sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
         trainable.load_pretrained_adapter(self.parameters, config)
+        still_to_come = STATE_BYTES * sum(sharding.local(p).numel() for p in self.parameters.values())
+        inner = accelerator.unwrap_model(model.transformer)
+        self.activations = set_checkpointing(inner, config, accelerator.device, still_to_come)
         model.transformer.train()
         self.effective_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         self.optimizer = accelerator.prepare(
@@ -297,7 +307,11 @@ class Training:
     def validate(self) -> None:
         """Held-out loss and pictures, in the metrics and in validation_images/."""
         start = time.perf_counter()
-        with self.average.applied() if self.average and self.config.validate_with_ema else nullcontext():
+        with ExitStack() as weights:
+            if self.average and self.config.validate_with_ema:
+                weights.enter_context(self.average.applied())
+            if self.config.validate_unquantized:
+                weights.enter_context(unquantized(self.model, self.config, self.parameters))
             values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
             values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
         if values:

@@ -64,7 +64,7 @@ def assert_close(a: Path, b: Path, lora: bool) -> None:
 RATE = 1e-3
 SHARED = {
     "train_batch_size": 2, "data_sampler": {"drop_last": True}, "max_train_steps": 4, "checkpointing_steps": 2,
-    "learning_rate": RATE, "adam_epsilon": 1e-4, "encode": {"resolution": 128}, "use_ema": True, "ema_steps": 1, "caption_dropout": 0.5,
+    "learning_rate": RATE, "adam_epsilon": 1e-4, "use_ema": True, "ema_steps": 1, "caption_dropout": 0.5,
     "validation_prompts": ["a", "b", "c"], "resolution_list": [[64, 64]], "held_out_examples": 3,
 }  # fmt: skip
 

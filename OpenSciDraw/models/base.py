@@ -247,7 +247,9 @@ class FigureModel(ABC):
 
         with init_empty_weights():  # buffers are small and stay real: RoPE tables are not in any file
             transformer = self.transformer_type.from_config(self.transformer_config())
-        return transformer.to(dtype or self.weight_dtype).eval().requires_grad_(False)
+        for parameter in transformer.parameters():
+            parameter.data = parameter.data.to(dtype or self.weight_dtype)
+        return transformer.eval().requires_grad_(False)
 
     def load_transformer(
         self, quantization: Any = None, device: torch.device | None = None, dtype: torch.dtype | None = None

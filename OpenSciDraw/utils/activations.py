@@ -89,13 +89,14 @@ class ActivationBudget:
         self._frozen = [tensor for tensor in transformer.buffers()]
         self._cost: dict[tuple[Any, ...], int] = {}
         self._seen: set[int] = set()
-        self.used, self.calls, self.kept = 0, 0, 0  # bytes, blocks and kept blocks of the current forward
+        self.used, self.calls, self.kept = 0, 0, 0  # bytes, blocks and kept blocks of the last training forward
         transformer.register_forward_pre_hook(self._begin)
         transformer.enable_gradient_checkpointing(self)
 
     def _begin(self, *_: Any) -> None:
-        self._seen.clear()
-        self.used, self.calls, self.kept = 0, 0, 0
+        if torch.is_grad_enabled():
+            self._seen.clear()
+            self.used, self.calls, self.kept = 0, 0, 0
 
     def __call__(self, block: nn.Module, *args: Any) -> Any:
         self.calls += 1

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from OpenSciDraw.errors import UserError
 
@@ -84,6 +85,12 @@ def shard(transformer: nn.Module, sharding: Sharding, device: torch.device, comp
         for name, p in transformer.named_parameters() if p.is_meta and isinstance(p, DTensor)
     }  # fmt: skip
     transformer.load_state_dict(empty, strict=False, assign=True)
+
+
+def leave_to_each_rank(transformer: nn.Module) -> None:
+    """DDP does not send frozen weights around: every rank has read the same files, and quantised ones cannot be sent."""
+    frozen = [name for name, parameter in transformer.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
 
 
 # -- whole tensors and this rank's rows of them --------------------------------------------------
