@@ -60,6 +60,19 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     verify.add_argument("--out", metavar="DIR", help="folder for the pictures (default: verify/ in the store)")
     _add_overrides(verify)
 
+    plan = _command(commands, "plan", _plan, "memory, FLOPs, time and disk of a run, before anything loads (3: does not fit)")
+    plan.add_argument("config", metavar="CONFIG", help="Python config file")
+    plan.add_argument("--gpu", default="H100-80GB", metavar="NAME", help="kind of GPU (default: H100-80GB; a wrong name lists all)")
+    plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="how many of them (default: 1)")
+    plan.add_argument("--engine", default="ddp", metavar="WAY", help="ddp, fsdp2, zero2 or zero3 (default: ddp)")
+    plan.add_argument("--mfu", type=_share, default=0.2, metavar="SHARE", help="share of peak speed reached (default: 0.2)")
+    plan.add_argument("--json", action="store_true", help="as JSON")
+    _add_overrides(plan)
+
+    doctor = _command(commands, "doctor", _doctor, "what this machine has, what is missing, and what to do about it")
+    doctor.add_argument("config", nargs="?", metavar="CONFIG", help="Python config file, to check what it needs as well")
+    _add_overrides(doctor)
+
     train = _command(commands, "train", _train, "train (the same command resumes a run)")
     train.add_argument("config", metavar="CONFIG", help="Python config file")
     _add_overrides(train)
@@ -117,6 +130,16 @@ def _count(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: above 0, at most 1")
+    return number
+
+
 # -- the stages --------------------------------------------------------------------------------
 def _config(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.config_file import format_config, load_config, schema_table
@@ -147,6 +170,18 @@ def _verify(arguments: argparse.Namespace) -> int:
     from OpenSciDraw import encode
 
     return encode.verify_main(arguments.target, arguments.samples, arguments.out, arguments.cfg_options)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.plan import main
+
+    return main(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.doctor import main
+
+    return main(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:

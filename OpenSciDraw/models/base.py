@@ -251,6 +251,33 @@ class FigureModel(ABC):
             parameter.data = parameter.data.to(dtype or self.weight_dtype)
         return transformer.eval().requires_grad_(False)
 
+    def _component_class(self, part: str) -> tuple[Any, dict[str, Any]]:
+        """The class of a component by model_index.json, and how to reach the hub."""
+        import diffusers
+        import transformers
+
+        source = self.source
+        hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+        library, name = self.pipeline_class.load_config(source.name, **hub)[part]
+        return getattr({"diffusers": diffusers, "transformers": transformers}[library], name), hub
+
+    def load_empty_vae(self) -> None:
+        """The VAE from its config alone, parameters on meta: for shapes and sizes (`latent_shape`, `pixel_multiple`)."""
+        from accelerate import init_empty_weights
+
+        vae_class, hub = self._component_class("vae")
+        with init_empty_weights():
+            self._vae = vae_class.from_config(vae_class.load_config(self.source.name, subfolder="vae", **hub))
+
+    def text_encoder_parameters(self) -> int:
+        """How many the text encoder has, counted on meta from its config."""
+        from accelerate import init_empty_weights
+
+        encoder_class, hub = self._component_class("text_encoder")
+        config = encoder_class.config_class.from_pretrained(self.source.name, subfolder="text_encoder", **hub)
+        with init_empty_weights():
+            return sum(p.numel() for p in encoder_class(config).parameters())
+
     def load_transformer(
         self, quantization: Any = None, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
@@ -376,6 +403,9 @@ class FigureModel(ABC):
                 )  # fmt: skip
             except OSError as error:
                 raise _loading_error(error, source, ", ".join(parts)) from error
+
+    def is_on_this_machine(self, part: str) -> bool:
+        return self._component_folder(part) is not None
 
     def component_files(self, part: str) -> Path:
         """The folder of a component's files on this machine; fetched from the hub where it is not here yet."""

@@ -38,24 +38,25 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 class SavedBytes:
-    """`with SavedBytes(without) as saved:` counts the bytes of the storages that autograd keeps meanwhile.
+    """`with SavedBytes(module, inputs) as saved:` notes what autograd keeps meanwhile; `saved.total` is its bytes now.
 
-    The storages of `without` are not counted: give the parameters, which linear layers keep as views. Works on meta.
+    Not counted: `inputs`, and the parameters and buffers of `module`, which linear layers keep as views. Nor are weights that
+    FSDP2 gathered for the forward: their storage is empty again afterwards, or it is the parameter's own. Works on meta.
     """
 
-    def __init__(self, without: Iterable[Tensor] = ()):
-        self._skip = {_storage(tensor) for tensor in without}
-        self._kept: dict[int, int] = {}
+    def __init__(self, module: nn.Module, inputs: Iterable[Tensor] = ()):
+        self._module, self._inputs = module, list(inputs)
+        self._kept: dict[int, torch.UntypedStorage] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in self._skip:
-            self._kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        self._kept[_storage(tensor)] = tensor.untyped_storage()
         return tensor
 
     @property
     def total(self) -> int:
-        return sum(self._kept.values())
+        skip = {_storage(tensor) for tensor in (*self._inputs, *self._module.parameters(), *self._module.buffers())}
+        return sum(storage.nbytes() for key, storage in self._kept.items() if key not in skip)
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()
@@ -67,26 +68,32 @@ class SavedBytes:
 
 def measure_saved_bytes(function: Callable[[], Any], module: nn.Module) -> int:
     """Bytes that autograd keeps for the backward pass of `function()`, without parameters and buffers of `module`."""
-    with SavedBytes([*module.parameters(), *module.buffers()]) as saved:
+    with SavedBytes(module) as saved:
         result = function()
         total = saved.total
     del result
     return total
 
 
+def keeps(budget: int, used: int, cost: int, inputs: int, blocks_to_come: int) -> bool:
+    """Whether a block that keeps `cost` bytes stays within the budget, with `used` so far and the inputs of those to come."""
+    return used + cost + inputs * max(0, blocks_to_come) <= budget
+
+
 class ActivationBudget:
     """Decides at each call of a block: run it and keep its activations, or keep its inputs and recompute it.
 
-    What a block keeps is measured when its class first meets a shape of inputs (that one call keeps its activations,
-    whatever the budget) and remembered. Blocks are kept from the first on, while what is kept, and the inputs of all
-    blocks to come, stay within `budget_bytes`; None or 0 recomputes every block. Results are the same bits either way. The
-    block that is being recomputed needs its activations on top of the budget.
+    What a block keeps is measured when its kind (class and trained weights) first meets a shape of inputs, and remembered;
+    that one call keeps its activations, whatever the budget, because to run it twice would gather its weights twice under
+    FSDP2, on this rank alone. Blocks are kept from the first on, while what is kept, and the inputs of all blocks to come,
+    stay within `budget_bytes`; None or 0 recomputes every block. Results are the same bits either way. The block that is
+    being recomputed needs its activations on top of the budget.
     """
 
     def __init__(self, transformer: Any, budget_bytes: int | None):
         self.budget_bytes = budget_bytes or None
         self._blocks = len(repeated_blocks(transformer))
-        self._frozen = [tensor for tensor in transformer.buffers()]
+        self._buffers = list(transformer.buffers())
         self._cost: dict[tuple[Any, ...], int] = {}
         self._seen: set[int] = set()
         self.used, self.calls, self.kept = 0, 0, 0  # bytes, blocks and kept blocks of the last training forward
@@ -105,14 +112,14 @@ class ActivationBudget:
         inputs = _tensors(args)
         own = self._count_new(inputs)
         self.used += own
-        key = (type(block), tuple((t.shape, t.dtype, t.requires_grad) for t in inputs))
+        trained = tuple(parameter.requires_grad for parameter in block.parameters())
+        key = (type(block), trained, tuple((t.shape, t.dtype, t.requires_grad) for t in inputs))
         if key not in self._cost:
-            with SavedBytes(without=[*inputs, *self._frozen, *block.parameters()]) as saved:
+            with SavedBytes(block, [*inputs, *self._buffers]) as saved:
                 result = block(*args)
             self._cost[key] = saved.total
         else:
-            to_come = own * max(0, self._blocks - self.calls)
-            if self.used + self._cost[key] + to_come > self.budget_bytes:
+            if not keeps(self.budget_bytes, self.used, self._cost[key], own, self._blocks - self.calls):
                 return checkpoint(block, *args, use_reentrant=False)
             result = block(*args)
         self.used += self._cost[key]

@@ -53,11 +53,16 @@ def take_request() -> Sharding | None:
     return Sharding(os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true")
 
 
-def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
-    """The transformer's blocks, in order: the elements of its ModuleLists whose class it names as its unit."""
+def block_lists(transformer: nn.Module) -> dict[str, nn.ModuleList]:
+    """The ModuleLists that hold the transformer's blocks (classes that it names as its units), by name, in order."""
     names = set(getattr(transformer, "_no_split_modules", None) or [])
-    lists = [module for module in transformer.children() if isinstance(module, nn.ModuleList)]
-    return [block for blocks in lists for block in blocks if type(block).__name__ in names]
+    lists = {name: module for name, module in transformer.named_children() if isinstance(module, nn.ModuleList)}
+    return {name: blocks for name, blocks in lists.items() if {type(block).__name__ for block in blocks} <= names}
+
+
+def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
+    """The transformer's blocks, in order."""
+    return [block for blocks in block_lists(transformer).values() for block in blocks]
 
 
 def shard(transformer: nn.Module, sharding: Sharding, device: torch.device, compute_dtype: torch.dtype) -> None:

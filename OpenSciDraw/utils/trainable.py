@@ -41,6 +41,15 @@ def make_trainable(transformer: Any, config: Config) -> list[str]:
     return []
 
 
+def count_trained(transformer: nn.Module, config: Config) -> int:
+    """How many parameters `make_trainable` would train, without changing anything."""
+    if not config.use_lora:
+        return sum(p.numel() for p in transformer.parameters())
+    layers = dict(transformer.named_modules())
+    names = resolve_lora_layers(transformer, config.lora_layers)
+    return sum(config.rank * sum(layers[name].weight.shape) for name in names)
+
+
 def fill(model: FigureModel, config: Config) -> None:
     """Give a transformer that was built without weights (sharded training) those of the base and of a new adapter."""
     if config.pretrained_full_ckpt_path is not None:
