@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the loss was not finite, 2 something to mend in the config
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
         with accelerator.accumulate(run.model.transformer):
             with accelerator.autocast():
                 output = run.objective(run.model, batch, run.place(), config, run.empty_text)
-            accelerator.backward(output.loss)
+            run.backward(output.loss)
             check_finite("Loss", output.loss, output, batch, run.step)  # after backward: a GPU is not kept waiting for it
             grad_norm = None
             if accelerator.sync_gradients:
@@ -72,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.cfg_options)
         from OpenSciDraw.training import Training
 
-        return train(Training(config))
+        code = train(Training(config))
+        gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -119,6 +119,9 @@ def _weights(config: Config) -> list[Problem]:
     if config.master_weights == "bf16" and (config.optimizer != "AdamW" or config.mixed_precision != "bf16"):
         message = "'bf16' needs optimizer = 'AdamW' (which rounds stochastically) and mixed_precision = 'bf16'."
         found.append((("master_weights", "optimizer", "mixed_precision"), message))
+    if config.offload_optimizer and (config.use_8bit_adam or config.master_weights == "bf16"):
+        message = "keeps fp32 weights and state in CPU memory. Set use_8bit_adam = False and master_weights = 'fp32' with it."
+        found.append((("offload_optimizer", "use_8bit_adam", "master_weights"), message))
     if config.offload_optimizer and config.optimizer != "AdamW":
         message = "exists for AdamW only. Set offload_optimizer = False or optimizer = 'AdamW'."
         found.append((("offload_optimizer", "optimizer"), message))

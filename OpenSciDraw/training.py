@@ -28,7 +28,7 @@ from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
-from OpenSciDraw.utils import checkpoint, optim, sharding, trainable
+from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
 from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.launch import build_accelerator
@@ -57,11 +57,12 @@ class Training:
                 f"{self.output_dir} holds {len(there)} checkpoint(s) of an earlier run and resume_from_checkpoint is None. "
                 "Set resume_from_checkpoint = 'latest' to go on, or choose another model_output_dir."
             )
-        self.sharding = sharding.take_request()
+        self.model = build_model(config)  # before the process group: in one, transformers saves an embedded model on rank 0 alone
+        self.sharding, self.zero = sharding.take_request(), zero.take_request()
         self._check_sharding()
         self.accelerator = build_accelerator(config)
         self._prepare_torch()
-        self.model = build_model(config, self.accelerator.device)
+        self.model.device = self.accelerator.device
         self.model.load_vae()
         self._check_sizes()
         self.objective: Objective = TRAIN_ITERATION_FUNCS.get(config.train_iteration_func_name)
@@ -91,10 +92,14 @@ class Training:
             "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
             "offload_optimizer": config.offload_optimizer,
         }  # fmt: skip
+        if self.zero:  # it flattens parameters, which these cannot work on
+            refused |= {"use_ema": config.use_ema, "optimizer": config.optimizer != "AdamW", "use_8bit_adam": config.use_8bit_adam,
+                        "master_weights": config.master_weights != "fp32"}  # fmt: skip
         found = [name for name, is_set in refused.items() if is_set]
-        if self.sharding and found:
+        if (self.sharding or self.zero) and found:
             values = ", ".join(f"{name} = {getattr(config, name)!r}" for name in found)
-            raise UserError(f"FSDP2 (accelerate's file asks for it) does not go with {values}. Change these, or use a DDP file.")
+            way = "FSDP2" if self.sharding else "DeepSpeed"
+            raise UserError(f"{way} (accelerate's file asks for it) does not go with {values}. Change these, or use a DDP file.")
 
     def _check_sizes(self) -> None:
         multiple = self.model.pixel_multiple
@@ -164,7 +169,7 @@ class Training:
     def _build_transformer(self) -> None:
         """Weights -> what trains -> spread over the devices -> optimizer, schedule, average."""
         config, model, accelerator = self.config, self.model, self.accelerator
-        dtype = trainable.loading_dtype(config)
+        dtype = DTYPES[config.mixed_precision] if self.zero else trainable.loading_dtype(config)  # DeepSpeed makes its own masters
         if self.sharding:
             model.transformer = model.empty_transformer(dtype)
         else:
@@ -178,7 +183,7 @@ class Training:
         if self.sharding:
             sharding.shard(model.transformer, self.sharding, accelerator.device, DTYPES[config.mixed_precision])
             trainable.fill(model, config)
-        else:
+        elif not self.zero:
             sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
@@ -188,9 +193,8 @@ class Training:
         self.activations = set_checkpointing(inner, config, accelerator.device, still_to_come)
         model.transformer.train()
         self.effective_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        self.optimizer = accelerator.prepare(
-            optim.build_optimizer(config, self.parameters.values(), self.effective_batch)
-        )
+        optimizer = optim.build_optimizer(config, self.parameters.values(), self.effective_batch)
+        self.optimizer: Any = self._zero_engine(optimizer) if self.zero else accelerator.prepare(optimizer)
         epochs, limits = config.num_train_epochs, [config.max_train_steps]
         if epochs is not None:
             limits.append(max(1, epochs * len(self.sampler) // config.gradient_accumulation_steps))
@@ -199,6 +203,18 @@ class Training:
         self.average: WeightAverage | None = None
         if config.use_ema:
             self.average = WeightAverage(self.parameters, config.ema_decay, config.ema_steps, config.ema_update_after_step)
+
+    def _zero_engine(self, optimizer: torch.optim.Optimizer) -> zero.ZeroOptimizer:
+        """DeepSpeed's engine around the transformer; it is made with the weights that a resumed run goes on with."""
+        assert self.zero is not None
+        if self.resume_from is not None:
+            trainable.load_weights(self.parameters, self.resume_from, self.config)
+        saved = {name: p.detach().clone() for name, p in self.parameters.items()} if self.resume_from else {}
+        made = zero.ZeroOptimizer(self.model.transformer, self.parameters, optimizer, self.config, self.zero)
+        self.model.transformer = made.engine
+        if saved:
+            zero.set_masters(self.parameters, saved)
+        return made
 
     def _open_log(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -228,7 +244,7 @@ class Training:
     def _spread(self) -> str:
         if self.accelerator.num_processes == 1:
             return ""
-        return " (FSDP2)" if self.sharding else " (DDP)"
+        return " (FSDP2)" if self.sharding else f" (ZeRO-{self.zero.stage})" if self.zero else " (DDP)"
 
     # -- the loop's verbs ----------------------------------------------------------------------
     def batches(self) -> Iterator[Batch]:
@@ -290,8 +306,17 @@ class Training:
         flag = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one micro-step of the accumulation."""
+        if self.zero:
+            self.optimizer.backward(loss)
+        else:
+            self.accelerator.backward(loss)
+
     def clip_gradients(self) -> Tensor:
-        """Clip to max_grad_norm; returns the norm before."""
+        """Clip to max_grad_norm; returns the norm before. (DeepSpeed takes its step here as well.)"""
+        if self.zero:
+            return self.optimizer.step_engine()
         if self.sharding:
             return sharding.clip_gradients(self.parameters, self.config.max_grad_norm)
         return self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
@@ -352,6 +377,7 @@ class Training:
             "effective_batch": self.effective_batch,
             "mixed_precision": self.config.mixed_precision,
             "parameters": list(self.parameters),
+            "optimizer": type(self.optimizer.optimizer).__name__,
         }
 
     def _resume(self) -> None:
@@ -362,12 +388,16 @@ class Training:
         if state["parameters"] != list(self.parameters):
             counts = f"{len(state['parameters'])} tensors, this config {len(self.parameters)}"
             raise UserError(f"{folder} trained {counts}: check lora_layers and rank.")
+        optimizer = type(self.optimizer.optimizer).__name__
+        if state["optimizer"] != optimizer:
+            raise UserError(f"{folder} was trained by {state['optimizer']}, this config asks for {optimizer}: set it back.")
         if state["mixed_precision"] != self.config.mixed_precision:
             was = state["mixed_precision"]
             now = self.config.mixed_precision
             raise UserError(f"{folder} was trained with mixed_precision = {was!r}, not {now!r}: set it back.")
         self.sampler.load_state_dict(state["sampler"])
-        trainable.load_weights(self.parameters, folder, self.config)
+        if self.zero is None:
+            trainable.load_weights(self.parameters, folder, self.config)
         if self.average is not None:
             self._resume_average(folder)
         trees = checkpoint.load_tree(folder / "optimizer", self._part_of_state)
@@ -376,6 +406,8 @@ class Training:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(trees["scaler"])
         self.step, self.micro_step = state["step"], state["micro_step"]
+        if self.zero:
+            self.optimizer.resume_at(self.step, self.step * self.config.gradient_accumulation_steps)
         _LOG.info("resumed from %s at step %d", folder, self.step)
         if state["effective_batch"] != self.effective_batch:
             _LOG.warning("the effective batch was %d and is %d now", state["effective_batch"], self.effective_batch)

@@ -64,7 +64,7 @@ class TensorWriter:
         return self
 
     def add(self, name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
-        whole = gathered(tensor.detach())
+        whole = gathered(tensor).detach()
         if not self.write:
             return
         size = whole.numel() * (dtype or whole.dtype).itemsize
@@ -135,6 +135,8 @@ def save_tree(path: Path, tree: Any, write: bool = True) -> None:
 
         def strip(node: Any) -> Any:
             nonlocal count
+            if callable(node):  # a tensor that is gathered when its turn comes
+                node = node()
             if isinstance(node, Tensor):
                 files.add(str(count), node)
                 count += 1

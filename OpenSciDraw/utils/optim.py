@@ -1,7 +1,8 @@
-"""Optimizers and schedules by the README's names."""
+"""Optimizers and schedules by the README's names. Which to choose: docs/optimizers.md."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,27 +11,26 @@ from torch import nn
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.host_adamw import HostAdamW
+from OpenSciDraw.utils.prodigy import Prodigy
 
 
 def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effective_batch: int) -> torch.optim.Optimizer:
-    """AdamW, 8-bit AdamW (bitsandbytes, CUDA) or Prodigy.
+    """AdamW (with 8-bit state, with bf16 weights, or in CPU memory) or Prodigy.
 
     `scale_lr` multiplies the rate by the effective batch (samples of an optimizer step over all ranks),
     as the diffusers scripts do.
 
     Raises:
-        UserError: 8-bit AdamW is not available here.
+        UserError: torchao is not installed.
     """
-    rate = config.learning_rate * (effective_batch if config.scale_lr else 1)
     common: dict[str, Any] = {
-        "lr": rate,
+        "lr": config.learning_rate * (effective_batch if config.scale_lr else 1),
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.adam_weight_decay,
         "eps": config.adam_epsilon,
     }
-    if config.optimizer.lower() == "prodigy":
-        from prodigyopt import Prodigy
-
+    if config.optimizer == "prodigy":
         return Prodigy(
             parameters,
             beta3=config.prodigy_beta3,
@@ -39,15 +39,17 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
             safeguard_warmup=config.prodigy_safeguard_warmup,
             **common,
         )
-    if config.use_8bit_adam:
-        if not torch.cuda.is_available():
-            raise UserError("use_8bit_adam = True needs a CUDA GPU. Set use_8bit_adam = False here.")
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise UserError("use_8bit_adam = True needs bitsandbytes: pip install 'OpenSciDraw[8bit]'.") from error
-        return AdamW8bit(parameters, **common)
-    return torch.optim.AdamW(parameters, **common)
+    round_weights = not config.use_lora and config.master_weights == "bf16"
+    if config.offload_optimizer:
+        return HostAdamW(parameters, **common)
+    if not (config.use_8bit_adam or round_weights):
+        return torch.optim.AdamW(parameters, **common)
+    if importlib.util.find_spec("torchao") is None:
+        wish = "use_8bit_adam = True" if config.use_8bit_adam else "master_weights = 'bf16'"
+        raise UserError(f"{wish} needs torchao: pip install 'OpenSciDraw[8bit]'.")
+    from OpenSciDraw.utils.lean_adamw import LeanAdamW
+
+    return LeanAdamW(parameters, quantize=config.use_8bit_adam, seed=config.seed, **common)
 
 
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:

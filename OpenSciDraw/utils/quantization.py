@@ -1,7 +1,9 @@
 """A frozen base in 8 or 4 bits, through diffusers' own quantisation configs.
 
 Only linear layers inside the transformer's blocks are quantised; projections in and out, embeddings, modulations and norms
-keep their type: they are few parameters and much of the error. Adapters on top train in fp32.
+keep their type: they are few parameters and much of the error. Adapters on top train in fp32. torchao's layers (int8, fp8)
+unpack their weight for each product, and autograd keeps the unpacked copy unless the block is recomputed
+(gradient_checkpointing).
 """
 
 from __future__ import annotations
@@ -84,12 +86,12 @@ def _from_file(path: Path) -> Any:
 def unquantized(model: FigureModel, config: Config, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
     """The base as it was before quantising, with the adapter being trained, as `model.transformer`; freed afterwards."""
     trained = model.transformer
-    model.load_transformer()
-    trainable.make_trainable(model.transformer, config)
-    with torch.no_grad():
-        for name, parameter in trainable.trainable_parameters(model.transformer).items():
-            parameter.copy_(parameters[name])
     try:
+        model.load_transformer()
+        trainable.make_trainable(model.transformer, config)
+        with torch.no_grad():
+            for name, parameter in trainable.trainable_parameters(model.transformer).items():
+                parameter.copy_(parameters[name])
         yield
     finally:
         model.transformer = trained

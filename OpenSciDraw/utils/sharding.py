@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.zero import gathered_master
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ def leave_to_each_rank(transformer: nn.Module) -> None:
 # -- whole tensors and this rank's rows of them --------------------------------------------------
 def gathered(tensor: Tensor) -> Tensor:
     """The whole tensor; every rank must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    master = gathered_master(tensor)
+    return tensor if master is None else master
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ ADAPTER = "default"
 # -- before training -----------------------------------------------------------------------------
 def loading_dtype(config: Config) -> torch.dtype:
     """Type in which the transformer's weights are loaded: that of activations, or of full fine-tuning's weights."""
-    return torch.float32 if not config.use_lora and config.master_weights == "fp32" else DTYPES[config.mixed_precision]
+    masters_elsewhere = config.offload_optimizer or config.master_weights == "bf16"
+    return DTYPES[config.mixed_precision] if config.use_lora or masters_elsewhere else torch.float32
 
 
 def make_trainable(transformer: Any, config: Config) -> list[str]:
@@ -139,7 +140,7 @@ def save_weights(
     or as they are.
     """
     if config.use_lora:
-        layers = {_file_name(name): gathered(tensor).cpu().contiguous() for name, tensor in values.items()}
+        layers = {_file_name(name): gathered(tensor).detach().cpu().contiguous() for name, tensor in values.items()}
         if write:
             model.pipeline_class.save_lora_weights(
                 folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=lora_metadata(transformer)
