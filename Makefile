@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-slow lint bench schema clean
+.PHONY: setup demo test test-slow lint bench schema jobs clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +30,9 @@ bench: setup
 
 schema: setup
 	$(RUN) docs/update_config_table.py
+
+jobs: setup
+	$(RUN) jobs/generate.py
 
 clean:
 	rm -rf $(VENV) runs data

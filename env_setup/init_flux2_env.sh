@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Sets up ScienceFlow for FLUX.2-klein. Safe to run again: what is there is kept.
+# Sets up ScienceFlow for FLUX.2-klein (and Qwen-Image: it is the same environment). Safe to run again: what is there is kept.
 #
-#   bash env_setup/init_flux2_env.sh
+#   bash env_setup/init_flux2_env.sh [CONFIG.py]
 #
 # With conda on the PATH: an environment named $SCIENCEFLOW_ENV (default: scienceflow).
 # Without: a virtual environment in .venv of this repository.
 #   SCIENCEFLOW_EXTRAS   extras to install, comma-separated (default: dev)
 #   PYTHON               interpreter for the virtual environment (default: python3; 3.10 or newer)
+# Ends with `scienceflow doctor [CONFIG.py]`: exit code 2 when something is left to mend.
 set -euo pipefail
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -21,7 +22,7 @@ if command -v conda >/dev/null 2>&1; then
     python=(conda run --no-capture-output -n "$environment" python)
     activate="conda activate $environment"
 else
-    if [[ ! -x .venv/bin/python ]]; then
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one that was broken off half-way
         "${PYTHON:-python3}" -m venv .venv
     fi
     python=(.venv/bin/python)
@@ -33,17 +34,8 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit(f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed. Set PYTHON=python3.11 and delete .venv.")
 CHECK
-"${python[@]}" -m pip install --disable-pip-version-check --upgrade-strategy only-if-needed -e ".[${extras}]"
-"${python[@]}" -m OpenSciDraw.cli --version
-"${python[@]}" - <<'CHECK'
-import torch
-gpus = torch.cuda.device_count()
-print(f"torch {torch.__version__}, {gpus} CUDA GPU(s)" + ("" if gpus else ": the tiny configs run on the CPU"))
-CHECK
+"${python[@]}" -m pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -e ".[${extras}]"
 
+echo "Next: $activate"
 echo
-echo "Ready. Next: $activate"
-if [[ -z "${HF_TOKEN:-}" ]]; then
-    echo "FLUX.2-klein-base-9B is gated: accept its licence on the hub, then run \`hf auth login\` (or set HF_TOKEN)."
-    echo "FLUX.2-klein-base-4B and the embedded model need no login."
-fi
+"${python[@]}" -m OpenSciDraw.cli doctor "$@"

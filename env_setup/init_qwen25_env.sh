@@ -1,10 +1,7 @@
 #!/usr/bin/env bash
-# Sets up ScienceFlow for Qwen-Image: the same environment as for FLUX.2-klein.
+# Sets up ScienceFlow for Qwen-Image: the same environment as for FLUX.2-klein, with the same options.
 #
-#   bash env_setup/init_qwen25_env.sh
-#
-# Training Qwen-Image arrives in a later version. Until then model_type = "QwenImage" is refused.
+#   bash env_setup/init_qwen25_env.sh [CONFIG.py]
 set -euo pipefail
 
-bash "$(dirname "${BASH_SOURCE[0]}")/init_flux2_env.sh"
-echo "Note: this version trains FLUX.2-klein. Training Qwen-Image arrives in a later version."
+exec bash "$(dirname "${BASH_SOURCE[0]}")/init_flux2_env.sh" "$@"
