@@ -25,8 +25,7 @@ from OpenSciDraw.config_file import load_config  # noqa: E402
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2  # noqa: E402
 from OpenSciDraw.datasets.drawn import draw_figure  # noqa: E402
 from OpenSciDraw.models.base import build_model  # noqa: E402
-from OpenSciDraw.utils.checkpoint import LORA_FILE  # noqa: E402
-from OpenSciDraw.utils.trainable import add_lora, load_lora_state, read_lora  # noqa: E402
+from OpenSciDraw.utils.trainable import load_weights, make_trainable, trainable_parameters  # noqa: E402
 
 CONFIG = Path("configs/tiny/flux2klein_demo.py")
 UNSEEN_SEED = 1  # the config's validation prompts are captions of these figures; training draws from seed 0
@@ -79,9 +78,8 @@ def denoise(config: Config, run_dir: Path, out: Path) -> None:
     model = build_model(config)
     model.load_vae()
     model.load_transformer()
-    add_lora(model.transformer, config, config.seed)
+    make_trainable(model.transformer, config)
     dataset = ArXiVParquetDatasetV2(**config.dataset_arguments())
-    trained = {name: tensor.clone() for name, tensor in read_lora(run_dir / LORA_FILE).items()}
     sigma = torch.tensor([0.5])
     rows = []
     for index in dataset.held_out(config.held_out_examples)[:4].tolist():
@@ -91,9 +89,9 @@ def denoise(config: Config, run_dir: Path, out: Path) -> None:
         noisy = flow.interpolate(clean, flow.keyed_noise(0, 0, batch.sample_ids, clean.shape[1:]), sigma)
         rows.append((clean, noisy, text))
     guesses = []
-    for state in (None, trained):  # a new adapter changes nothing (its B is zero): the base model
-        if state is not None:
-            load_lora_state(model.transformer, state, run_dir)
+    for trained in (False, True):  # a new adapter changes nothing (its B is zero): the base model
+        if trained:
+            load_weights(trainable_parameters(model.transformer), run_dir, config)
         guesses.append([noisy - sigma * model.velocity(noisy, sigma, text).float() for _, noisy, text in rows])
     cells = [[clean, noisy, before, after] for (clean, noisy, _), before, after in zip(rows, *guesses, strict=True)]
     sheet = Image.new("RGB", (4 * 264 + 8, len(rows) * 264 + 34), "white")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import sys
 from collections.abc import Sequence
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.quiet import start_logging
 
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="Python config file")
     parser.add_argument("--cfg_options", nargs="*", default=[], metavar="KEY=VALUE", help="override config keys")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     try:
         from OpenSciDraw.config_file import load_config
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import logging
 import sys
 from collections.abc import Callable, Sequence
 
 from OpenSciDraw import __version__
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.quiet import start_logging
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -17,7 +17,7 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 done, 2 something to mend in what was given, other codes as the command says."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     command: Command = arguments.command
     try:
         return command(arguments)
