@@ -102,3 +102,20 @@ def fresh_accelerate():  # type: ignore[no-untyped-def]
     reset()
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(fresh_accelerate, store_config):  # type: ignore[no-untyped-def]
+    """Train the session's store with changes; returns the run, after its end."""
+
+    def go(**changes):  # type: ignore[no-untyped-def]
+        from OpenSciDraw.config import Config
+        from OpenSciDraw.training import Training
+        from train_OpenSciDraw_loop import train
+
+        fresh_accelerate()
+        training = Training(Config.model_validate(merged(store_config, **changes)))
+        assert train(training) == 0
+        return training
+
+    return go

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import merged
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file
 from torch import nn
 
-from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import export, find_trained
 from OpenSciDraw.training import Training
 from OpenSciDraw.utils import checkpoint
 from OpenSciDraw.utils.ema import WeightAverage
-from train_OpenSciDraw_loop import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FULL = {"use_lora": False, "learning_rate": 1e-4}
@@ -26,16 +23,9 @@ EMA = {"use_ema": True, "ema_steps": 1, "ema_decay": 0.7}
 
 
 @pytest.fixture
-def run(fresh_accelerate, store_config):  # type: ignore[no-untyped-def]
+def run(run):  # type: ignore[no-untyped-def]
     """Fine-tune all weights on the session's store; returns the run, after its end."""
-
-    def go(**changes) -> Training:  # type: ignore[no-untyped-def]
-        fresh_accelerate()
-        training = Training(Config.model_validate(merged(store_config, **(FULL | changes))))
-        assert train(training) == 0
-        return training
-
-    return go
+    return lambda **changes: run(**(FULL | changes))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -19,7 +19,6 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import TextBatch, build_model
-from OpenSciDraw.training import Training
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import (
     ActivationBudget,
@@ -31,7 +30,6 @@ from OpenSciDraw.utils.activations import (
 from OpenSciDraw.utils.offload import BlockOffload, each
 from OpenSciDraw.utils.quantization import quantization_config
 from OpenSciDraw.utils.sharding import Sharding, repeated_blocks, shard
-from train_OpenSciDraw_loop import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 KLEIN = "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
@@ -39,17 +37,6 @@ QWEN = (
     "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,"
     "img_mlp.net.0.proj,img_mlp.net.2,txt_mlp.net.0.proj,txt_mlp.net.2"
 )
-
-
-@pytest.fixture
-def run(fresh_accelerate, store_config):  # type: ignore[no-untyped-def]
-    def go(**changes) -> Training:  # type: ignore[no-untyped-def]
-        fresh_accelerate()
-        training = Training(Config.model_validate(merged(store_config, **changes)))
-        assert train(training) == 0
-        return training
-
-    return go
 
 
 # -- activations -------------------------------------------------------------------------------

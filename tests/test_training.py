@@ -19,22 +19,8 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.training import EXIT_PREEMPTED, Training
 from OpenSciDraw.utils import checkpoint
-from train_OpenSciDraw_loop import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-
-@pytest.fixture
-def run(fresh_accelerate, store_config):  # type: ignore[no-untyped-def]
-    """Train the session's store with changes; returns the run, after its end."""
-
-    def go(**changes) -> Training:  # type: ignore[no-untyped-def]
-        fresh_accelerate()
-        training = Training(Config.model_validate(merged(store_config, **changes)))
-        assert train(training) == 0
-        return training
-
-    return go
 
 
 def losses(folder: Path) -> dict[int, dict]:

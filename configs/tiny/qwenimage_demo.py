@@ -5,43 +5,16 @@ Cost:     two CPU cores, minutes.
 Result:   see docs/qwen-image.md; a model of this size learns layout and colour, not lettering.
 """
 
-from OpenSciDraw.datasets.drawn import draw_figure
+_base_ = "flux2klein_demo.py"  # figures, prompts, optimizer, cadences
 
 model_type = "QwenImage"
 pretrained_model_name_or_path = "embedded:qwen_image_tiny"
 max_sequence_length = 256
 
-encode = dict(figures="drawn:2000:size=128", resolution=128, batch_size=16)
-use_parquet_dataset = True
-dataset = dict(type="ArXiVParquetDatasetV2", base_dir="runs/demo_qwen", parquet_base_path="store")
-
-rank = 64
-lora_alpha = 64
+dataset = dict(base_dir="runs/demo_qwen")
 lora_layers = (
     "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,"
     "img_mlp.net.0.proj,img_mlp.net.2,txt_mlp.net.0.proj,txt_mlp.net.2,"
     "img_in,txt_in,proj_out"  # the base is random, so its projections have to learn as well
 )
-
-optimizer = "AdamW"
-learning_rate = 5e-3
-lr_scheduler = "cosine"
-lr_warmup_steps = 20
-train_batch_size = 4
-max_train_steps = 1200
-gradient_checkpointing = False
-mixed_precision = "bf16"
-dataloader_num_workers = 0
-
-validation_prompts = [draw_figure(1, index, 128).caption for index in range(4)]
-resolution_list = [list(draw_figure(1, index, 128).image.size) for index in range(4)]
-validation_steps = 400
-num_inference_steps = 20
-true_cfg_scale = 2.0
-
 model_output_dir = "runs/demo_qwen/train"
-checkpointing_steps = 400
-checkpoints_total_limit = 2
-resume_from_checkpoint = "latest"
-report_to = "none"
-logging_steps = 10
