@@ -260,6 +260,7 @@ def test_a_lora_on_an_int8_base_trains_end_to_end_and_validates_on_either_base(r
 
 
 def test_wrong_quantisation_files_are_refused_by_name(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("bitsandbytes")
     values = merged(BASE, dataset={"type": "ArXiVParquetDatasetV2", "base_dir": "x"})
     for given in ({"quantization": "nf4"}, {"bnb_quantization_config_path": "q.json"}):
         config = Config.model_validate(merged(values, **given))
