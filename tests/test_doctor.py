@@ -9,10 +9,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from conftest import BASE, REPO, merged, write_config
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 from OpenSciDraw import doctor
 from OpenSciDraw.config import Config
@@ -79,6 +78,14 @@ def test_packages_that_only_this_config_needs_are_asked_for(monkeypatch: pytest.
     assert all(f.level == "ok" for f in doctor.check_packages(None))
 
 
+def test_bounds_of_extras_count_where_the_config_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.0" if name == "tensorboard" else real(name))
+    config = Config.model_validate({**BASE, "dataset": {"base_dir": "x"}, "report_to": "tensorboard"})
+    assert any(f.text.startswith("tensorboard 2.0 is outside") for f in doctor.check_packages(config))
+    assert all(f.level == "ok" for f in doctor.check_packages(None))
+
+
 def test_no_secret_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_hidden")
     monkeypatch.setenv("WANDB_API_KEY", "wandbhidden")
@@ -129,7 +136,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield answer
     server.shutdown()

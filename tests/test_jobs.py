@@ -173,7 +173,8 @@ count = 0
 def note(number, frame):
     global count
     count += 1
-signal.signal(signal.SIGTERM, note)
+if mode == "train":
+    signal.signal(signal.SIGTERM, note)
 (folder / f"started-{rank}").touch()
 if mode.isdecimal():
     sys.exit(int(mode))
@@ -217,6 +218,15 @@ def test_a_signal_lets_every_process_save_once_and_asks_to_run_again(tmp_path: P
     _, text = process.communicate(timeout=60)
     assert process.returncode == 75, text
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(processes)] == ["1"] * processes
+
+
+def test_a_program_that_does_not_wait_for_signals_is_run_again_as_well(tmp_path: Path) -> None:
+    """As `scienceflow encode`: what is finished is on disk."""
+    process = start(tmp_path, 2, "encode")
+    wait_for(*(tmp_path / f"started-{rank}" for rank in range(2)))
+    process.send_signal(signal.SIGUSR1)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 75, text
 
 
 def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path: Path) -> None:
