@@ -276,8 +276,8 @@ class StoreTable:
         buffer = torch.empty(size, dtype=torch.uint8)
         view = buffer.numpy().data
         file = self._file(int(self._shard_of[row]))
-        file.seek(int(self._offset[row]))
-        got = file.readinto(view)
+        # a positional read: data workers are forked, and share the place of a file that was open before
+        got = os.preadv(file.fileno(), [view], int(self._offset[row]))
         if got != size:
             raise ValueError(f"{self.shard_of(row)}: row {row} has {got} of {size} bytes (the file is cut short)")
         if check and zlib.crc32(view) != int(self._crc[row]):

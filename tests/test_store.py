@@ -172,3 +172,31 @@ def test_an_index_of_100000_rows_opens_within_two_seconds_and_captions_stay_on_d
     assert len(table) == 100_096 and numbers.shape == (2, 100_096)
     assert seconds < 2.0
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100  # MB; captions are 350 MB
+
+
+def test_forked_processes_read_side_by_side_from_files_that_were_open_before(store_config: dict) -> None:
+    """Data workers inherit open files, and with them one place in each: reads must not depend on it."""
+    import multiprocessing
+    from pathlib import Path
+
+    from OpenSciDraw.store import FIGURE_PARTS, StoreTable
+
+    table = StoreTable(Path(store_config["dataset"]["base_dir"]) / "store" / "figures", FIGURE_PARTS)
+    for row in range(len(table)):
+        table.tensor(row)  # every file is open now
+
+    def read(failed) -> None:  # type: ignore[no-untyped-def]
+        try:
+            for turn in range(2000):
+                table.tensor(turn % len(table))
+        except ValueError:
+            failed.set()
+
+    context = multiprocessing.get_context("fork")
+    failed = context.Event()
+    workers = [context.Process(target=read, args=(failed,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed.is_set()
