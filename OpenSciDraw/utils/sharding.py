@@ -58,7 +58,8 @@ def block_lists(transformer: nn.Module) -> dict[str, nn.ModuleList]:
     """The ModuleLists that hold the transformer's blocks (classes that it names as its units), by name, in order."""
     names = set(getattr(transformer, "_no_split_modules", None) or [])
     lists = {name: module for name, module in transformer.named_children() if isinstance(module, nn.ModuleList)}
-    return {name: blocks for name, blocks in lists.items() if {type(block).__name__ for block in blocks} <= names}
+    # by all names of a class: fully_shard makes a subclass of each
+    return {n: blocks for n, blocks in lists.items() if all(names & {c.__name__ for c in type(b).__mro__} for b in blocks)}
 
 
 def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
