@@ -194,13 +194,16 @@ def accelerate_file(folder: Path, processes: int) -> Path:
     return folder / "accelerate.yaml"
 
 
-def start(folder: Path, processes: int, mode: str) -> subprocess.Popen[str]:
+def start(folder: Path, processes: int, mode: str) -> subprocess.Popen[bytes]:
     (folder / "trainer.py").write_text(TRAINER)
     words = ["--config_file", str(accelerate_file(folder, processes)), str(folder / "trainer.py"), str(folder), mode]
-    return subprocess.Popen(
-        [sys.executable, str(RUNNER), *words], stderr=subprocess.PIPE, text=True, cwd=folder,
-        env={**os.environ, "SCIENCEFLOW_PID_FILE": str(folder / "pid")},
-    )  # fmt: skip
+    environment = {**os.environ, "SCIENCEFLOW_PID_FILE": str(folder / "pid")}
+    with (folder / "stderr").open("w") as file:
+        return subprocess.Popen([sys.executable, str(RUNNER), *words], stderr=file, cwd=folder, env=environment)
+
+
+def said(folder: Path) -> str:
+    return (folder / "stderr").read_text()
 
 
 def wait_for(*paths: Path) -> None:
@@ -215,8 +218,8 @@ def test_a_signal_lets_every_process_save_once_and_asks_to_run_again(tmp_path: P
     process = start(tmp_path, processes, "train")
     wait_for(*(tmp_path / f"started-{rank}" for rank in range(processes)))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 75, text
+    assert process.wait(timeout=60) == 75, said(tmp_path)
+    assert "death signal" not in said(tmp_path), "torchrun was told as well: it signals again, and kills after 30 seconds"
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(processes)] == ["1"] * processes
 
 
@@ -225,14 +228,12 @@ def test_a_program_that_does_not_wait_for_signals_is_run_again_as_well(tmp_path:
     process = start(tmp_path, 2, "encode")
     wait_for(*(tmp_path / f"started-{rank}" for rank in range(2)))
     process.send_signal(signal.SIGUSR1)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 75, text
+    assert process.wait(timeout=60) == 75, said(tmp_path)
 
 
 def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path: Path) -> None:
     process = start(tmp_path, 2, "2")
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 2, text
+    assert process.wait(timeout=60) == 2, said(tmp_path)
 
 
 SCONTROL = """#!/bin/sh
