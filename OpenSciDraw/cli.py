@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scienceflow",
-        description="Figures -> encoded samples -> a trained adapter -> figures and numbers.",
+        description="Papers -> figures -> encoded samples -> a trained adapter -> figures and numbers.",
         epilog="A run in two commands: scienceflow encode CONFIG.py; scienceflow train CONFIG.py",
     )
     parser.add_argument("--version", action="version", version=f"scienceflow {__version__}")
@@ -50,8 +50,15 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     config.add_argument("--schema", action="store_true", help="print every key: type, unit, default, meaning")
     _add_overrides(config)
 
+    prepare = _command(commands, "prepare", _prepare, "papers' LaTeX sources -> figures with captions (continues where it stopped)")
+    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="e-prints, bulk archives, LaTeX projects, or folders of them")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="folder for figures, reasons, data card and contact sheet")
+    _add_engine(prepare)
+    _add_overrides(prepare, "dpi=300 min_side=256 limits.seconds=60")
+
     encode = _command(commands, "encode", _encode, "figures -> encoded samples on disk (continues where it stopped)")
     encode.add_argument("config", metavar="CONFIG", help="Python config file")
+    _add_engine(encode)
     _add_overrides(encode)
 
     verify = _command(commands, "verify", _verify, "check encoded samples and decode some of them to pictures")
@@ -116,11 +123,15 @@ def _command(
     return parser
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    meaning = "this machine, or a Ray cluster (default: local)"
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=meaning)
+
+
+def _add_overrides(parser: argparse.ArgumentParser, example: str = "train_batch_size=2 dataset.num_workers=4") -> None:
     parser.add_argument(
-        "--cfg_options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config keys: train_batch_size=2 dataset.num_workers=4",
-    )  # fmt: skip
+        "--cfg_options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=f"override keys: {example}"
+    )
 
 
 def _count(text: str) -> int:
@@ -153,13 +164,19 @@ def _config(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.prepare import pipeline
+
+    return pipeline.main(arguments)
+
+
 def _encode(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.config_file import load_config
 
     config = load_config(arguments.config, arguments.cfg_options)
     from OpenSciDraw import encode
 
-    return encode.main(config)
+    return encode.main(config, arguments.engine)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

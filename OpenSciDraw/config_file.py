@@ -233,7 +233,7 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> _Layer:
             )
             continue
         top, _, rest = name.partition(".")
-        value = parsed = _parse(raw)
+        value = parsed = parse_value(raw)
         for part in reversed(rest.split(".") if rest else []):
             value = {part: value}
         canonical = ".".join([ALIASES.get(top, top), rest]) if rest else ALIASES.get(top, top)
@@ -246,7 +246,7 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> _Layer:
     return layer
 
 
-def _parse(raw: str) -> Any:
+def parse_value(raw: str) -> Any:
     """A value of the command line: a Python literal, true/false/none/null in any case, else the text itself."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if raw.strip().lower() in words:
@@ -417,7 +417,7 @@ def _text(name: str, items: list[dict[str, Any]], layer: _Layer) -> str:
         value = next(item for inner, item in value.items() if str(inner) == part)
     place = layer.places.get(name, "?")
     if name not in fields:
-        near = _nearest(name, list(fields))
+        near = nearest(name, list(fields))
         hint = f"Did you mean {' or '.join(near)}?" if near else "`scienceflow config --schema` lists all keys; "
         hint += "" if near else "a helper variable's name begins with _."
         return f"{place}: unknown key {name} (a {type(value).__name__}). {hint}"
@@ -439,7 +439,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _nearest(name: str, known: list[str]) -> list[str]:
+def nearest(name: str, known: list[str]) -> list[str]:
     """The known keys nearest to an unknown one: of the same name in another section, else by spelling there."""
     section, _, inner = name.rpartition(".")
     elsewhere = [other for other in known if other.rpartition(".")[2] == ALIASES.get(inner, inner)]

@@ -94,8 +94,10 @@ def store_folder(config: Config) -> Path:
     return Path(config.dataset.base_dir).expanduser() / config.dataset.parquet_base_path
 
 
-def main(config: Config) -> int:
+def main(config: Config, engine: str = "local") -> int:
     """Encode `config.encode.figures` into the store of `config.dataset`. Returns the exit code.
+
+    `engine` is 'local' (this process; several of them share the shards) or 'ray' (a Ray cluster): the same bytes.
 
     Raises:
         UserError: no figures, no room on the disk, a store that was made in another way or lies among the figures.
@@ -125,17 +127,30 @@ def main(config: Config) -> int:
     missing_figures = _missing(figure_work, figures_contract, FIGURE_PARTS)
     _announce(model, encode, folder, missing_text, missing_figures)
 
-    todo_text, todo_figures = _share(missing_text, place), _share(missing_figures, place)
+    if engine == "ray":
+        from OpenSciDraw.engines import ray_engine
+
+        ray_engine.encode(config, missing_text, text_contract, missing_figures, figures_contract)
+    else:
+        _encode_here(model, encode, _share(missing_text, place), text_contract, _share(missing_figures, place), figures_contract)
+    _summarise(folder, figure_work, text_work, rejected, place)
+    return 0
+
+
+def _encode_here(
+    model: FigureModel, encode: EncodeConfig, todo_text: list[Work], text_contract: Contract, todo_figures: list[Work],
+    figures_contract: Contract,
+) -> None:  # fmt: skip
     if todo_text:
         model.load_text_encoder()
-        _encode_captions(model, todo_text, text_contract, encode.batch_size)
+        with tqdm(total=sum(len(w.items) for w in todo_text), desc="captions", unit="caption") as bar:
+            for work in todo_text:
+                encode_captions(model, work, text_contract, encode.batch_size, bar)
         model.free_text_encoder()
         if model.truncated_prompts:
             total = sum(len(work.items) for work in todo_text)
             _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
     _encode_figures(model, todo_figures, figures_contract, encode)
-    _summarise(folder, figure_work, text_work, rejected, place)
-    return 0
 
 
 # -- what is to do -------------------------------------------------------------------------------
@@ -225,10 +240,9 @@ def _announce(model: FigureModel, encode: EncodeConfig, folder: Path, text: list
 
 
 # -- captions ----------------------------------------------------------------------------------
-def _encode_captions(model: FigureModel, todo: list[Work], contract: Contract, batch_size: int) -> None:
-    with tqdm(total=sum(len(w.items) for w in todo), desc="captions", unit="caption") as bar:
-        for work in todo:
-            write_shard(work.path, TEXT_SCHEMA, _caption_rows(model, work.items, batch_size, bar), contract, {"work": work.digest})
+def encode_captions(model: FigureModel, work: Work, contract: Contract, batch_size: int, bar: tqdm) -> None:
+    """Encode and write a shard of captions, row by row: a whole one may not fit into memory."""
+    write_shard(work.path, TEXT_SCHEMA, _caption_rows(model, work.items, batch_size, bar), contract, {"work": work.digest})
 
 
 def _caption_rows(model: FigureModel, captions: Sequence[str], batch_size: int, bar: tqdm) -> Iterator[Row]:
@@ -240,7 +254,7 @@ def _caption_rows(model: FigureModel, captions: Sequence[str], batch_size: int, 
 
 
 # -- figures -----------------------------------------------------------------------------------
-class _Decoder:
+class Decoder:
     """Decodes and fits one figure, in a data worker."""
 
     def __init__(self, refs: Sequence[FigureRef], encode: EncodeConfig):
@@ -276,18 +290,23 @@ def to_model_range(pixels: Tensor) -> Tensor:
 def _encode_figures(model: FigureModel, todo: list[Work], contract: Contract, encode: EncodeConfig) -> None:
     refs = [ref for work in todo for ref in work.items]
     loader: DataLoader[Any] = DataLoader(
-        _Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
+        Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
         prefetch_factor=16 if encode.num_workers else None,
     )  # fmt: skip
     decoded = iter(loader)  # one stream over all shards: workers decode the next shard while this one is written
     with tqdm(total=len(refs), desc="figures", unit="figure") as bar:
         for work in todo:
-            rows, rejections = _figure_rows(model, decoded, len(work.items), encode.batch_size, bar)
-            facts = {"work": work.digest, "rejected": [vars(rejection) for rejection in rejections]}
-            write_shard(work.path, FIGURE_SCHEMA, rows, contract, facts)
+            rows, rejections = figure_rows(model, decoded, len(work.items), encode.batch_size, bar)
+            write_figures(work, rows, rejections, contract)
 
 
-def _figure_rows(
+def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
+    """Write a shard of encoded figures."""
+    facts = {"work": work.digest, "rejected": [vars(rejection) for rejection in rejections]}
+    write_shard(work.path, FIGURE_SCHEMA, rows, contract, facts)
+
+
+def figure_rows(
     model: FigureModel, decoded: Iterator[Any], count: int, batch_size: int, bar: tqdm
 ) -> tuple[list[Row], list[Rejection]]:
     """The next `count` figures as the rows of a shard, bucket by bucket, so that reading finds neighbours.

@@ -31,6 +31,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from report import Result, in_turn, ratio
 from torch import Tensor
+from tqdm import tqdm
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from OpenSciDraw import encode
@@ -122,9 +123,10 @@ class Encoding:
 
     def our_captions(self) -> float:
         self.run += 1
-        work = encode._plan(self._out() / "text", self.captions, self.config.encode.samples_per_shard, lambda text: text)
+        works = encode._plan(self._out() / "text", self.captions, self.config.encode.samples_per_shard, lambda text: text)
         start = time.perf_counter()
-        encode._encode_captions(self.model, work, self.contract, BATCH_SIZE)
+        for work in works:
+            encode.encode_captions(self.model, work, self.contract, BATCH_SIZE, tqdm(disable=True))
         return time.perf_counter() - start
 
     def our_figures(self, workers: int) -> float:

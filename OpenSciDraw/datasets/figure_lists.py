@@ -21,6 +21,7 @@ from OpenSciDraw.errors import UserError
 
 IMAGE_COLUMNS = ("image", "file_name", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
+ID_COLUMN = b"id_column"  # in a table's metadata: the column with ids of its own, as `scienceflow prepare` writes it
 LIST_NAMES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
 _PICTURES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp".split())
 _VECTOR = frozenset(".pdf .svg .svgz .eps .ps .emf .wmf".split())
@@ -224,12 +225,14 @@ def _add_table(listing: Listing, file: Path) -> None:
     if image is None or caption is None:
         raise listing.no_column("image" if image is None else "caption", schema.names, file)
     by_path = _is_path(schema.field(image).type, file, image)
+    own_ids = [name.decode()] if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None else []
     try:
-        for row, values in enumerate(columns_of(file, [caption, image] if by_path else [caption])):
+        for row, values in enumerate(columns_of(file, [caption, *([image] if by_path else own_ids)])):
             where, place = f"{identity}#{row:08d}", f"{file}#{row}"
             if by_path:
                 _add_path_row(listing, file, where, place, *values)
             else:
+                where = values[1].decode() if own_ids else where
                 _add_byte_row(listing, RowRef(where, "", place, size, str(file), image, row), values[0])
     except ARROW_ERRORS as error:
         listing.reject(identity, file, f"unreadable: {error}")

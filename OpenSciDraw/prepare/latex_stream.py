@@ -1,0 +1,129 @@
+"""Texts on a stack that are read from the top, as TeX reads its input: files, and macros' expansions above them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_SPACE = re.compile(r"(?:[ \t]|\n(?![ \t]*\n))*")
+_WORD, _WORD_AT = re.compile(r"[A-Za-z]+"), re.compile(r"[A-Za-z@]+")
+_BRACES = re.compile(r"\\.|%[^\n]*|[{}]", re.DOTALL)
+_MAX_OPTION = 20_000  # characters of an optional argument
+_BRACKETS = re.compile(r"\\.|%[^\n]*|[{}\]]", re.DOTALL)
+
+
+def matching_braces(text: str) -> dict[int, int]:
+    """Where each opening brace closes; those that never do are not in it. One pass, whatever is nested in what."""
+    opened: list[int] = []
+    closes: dict[int, int] = {}
+    for token in _BRACES.finditer(text):
+        if token[0] == "{":
+            opened.append(token.start())
+        elif token[0] == "}" and opened:
+            closes[opened.pop()] = token.start()
+    return closes
+
+
+def closing_bracket(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes, outside of braces; -1 when it is not near."""
+    depth = 0
+    for token in _BRACKETS.finditer(text, start + 1, start + _MAX_OPTION):
+        depth += (token[0] == "{") - (token[0] == "}")
+        if token[0] == "]" and depth == 0:
+            return token.start()
+        if depth < 0:
+            break
+    return -1
+
+
+@dataclass
+class Buffer:
+    """A text and how far it is read."""
+
+    text: str
+    pos: int = 0
+    context: int = -1  # of a file: its number; -1 for a macro's expansion
+    at_letter: bool = False
+    closes: dict[int, int] | None = None  # made when it is asked for
+
+    def closing(self, start: int) -> int:
+        """Where the brace that opens at `start` closes; -1 if it does not."""
+        if self.closes is None:
+            self.closes = matching_braces(self.text)
+        return self.closes.get(start, -1)
+
+    def word(self, start: int) -> re.Match[str] | None:
+        """The name of the control word whose backslash stands before `start`."""
+        return (_WORD_AT if self.at_letter else _WORD).match(self.text, start)
+
+
+class TextStack:
+    """`scanned` counts characters that were looked at again, which hostile input can make quadratic."""
+
+    def __init__(self) -> None:
+        self.stack: list[Buffer] = []
+        self.scanned = 0
+
+    def pop(self) -> None:
+        self.stack.pop()
+
+    def push(self, text: str) -> None:
+        self.stack.append(Buffer(text, at_letter=self.stack[-1].at_letter if self.stack else False))
+
+    def settle(self) -> Buffer | None:
+        """The text that comes next, past spaces, comments and expansions that are used up; never past a file's end."""
+        while self.stack:
+            buffer = self.stack[-1]
+            space = _SPACE.match(buffer.text, buffer.pos)
+            buffer.pos = space.end() if space else buffer.pos
+            if buffer.text.startswith("%", buffer.pos):
+                end = buffer.text.find("\n", buffer.pos)
+                buffer.pos = len(buffer.text) if end < 0 else end + 1
+            elif buffer.pos < len(buffer.text):
+                return buffer
+            elif buffer.context >= 0:
+                return None
+            else:
+                self.pop()
+        return None
+
+    def argument(self) -> str | None:
+        """The next argument, without its braces; None where there is none."""
+        buffer = self.settle()
+        if buffer is None or buffer.text[buffer.pos] == "}":
+            return None
+        if buffer.text[buffer.pos] == "{":
+            end = buffer.closing(buffer.pos)
+            if end < 0:
+                return None
+            inner, buffer.pos = buffer.text[buffer.pos + 1 : end], end + 1
+            return inner
+        word = buffer.word(buffer.pos + 1)
+        end = buffer.pos + 1 if buffer.text[buffer.pos] != "\\" else (word.end() if word else buffer.pos + 2)
+        found, buffer.pos = buffer.text[buffer.pos : end], end
+        return found
+
+    def optional(self) -> str | None:
+        """The next argument in square brackets; None where there is none (then nothing is consumed but spaces)."""
+        buffer = self.settle()
+        if buffer is None or buffer.text[buffer.pos] != "[":
+            return None
+        end = closing_bracket(buffer.text, buffer.pos)
+        if end < 0:
+            return None
+        inner, buffer.pos = buffer.text[buffer.pos + 1 : end], end + 1
+        return inner
+
+    def star(self) -> bool:
+        buffer = self.settle()
+        if buffer is None or buffer.text[buffer.pos] != "*":
+            return False
+        buffer.pos += 1
+        return True
+
+    def skip_spaces(self) -> None:
+        buffer = self.stack[-1]
+        while buffer.text[buffer.pos : buffer.pos + 1] in (" ", "\t"):
+            buffer.pos += 1
+        if buffer.text[buffer.pos : buffer.pos + 1] == "\n" and buffer.text[buffer.pos + 1 : buffer.pos + 2] != "\n":
+            buffer.pos += 1
