@@ -67,6 +67,13 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     verify.add_argument("--out", metavar="DIR", help="folder for the pictures (default: verify/ in the store)")
     _add_overrides(verify)
 
+    repack = _command(commands, "repack", _repack, "rewrite encoded data of another layout as a store (continues where it stopped)")
+    repack.add_argument("source", metavar="SOURCE", help="folder of encoded data: an older layout, fat row groups, or a store")
+    repack.add_argument("out", metavar="OUT", help="folder of the new store")
+    repack.add_argument("--config", metavar="CONFIG", help="config that declares the model of data that do not say theirs")
+    repack.add_argument("--samples_per_shard", type=_count, default=1024, metavar="N", help="rows of a shard (default: 1024)")
+    _add_overrides(repack)
+
     plan = _command(commands, "plan", _plan, "memory, FLOPs, time and disk of a run, before anything loads (3: does not fit)")
     plan.add_argument("config", metavar="CONFIG", help="Python config file")
     plan.add_argument("--gpu", default="H100-80GB", metavar="NAME", help="kind of GPU (default: H100-80GB; a wrong name lists all)")
@@ -177,6 +184,12 @@ def _encode(arguments: argparse.Namespace) -> int:
     from OpenSciDraw import encode
 
     return encode.main(config, arguments.engine)
+
+
+def _repack(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.repack import main
+
+    return main(arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -76,6 +76,11 @@ class DatasetConfig(_Section):
     parquet_base_path: str = key("", "Data", "Folder of the store inside base_dir.")
     num_workers: int | None = key(None, "Data", "Second place of dataloader_num_workers.", "processes", ge=0)
     num_train_examples: int | None = key(None, "Data", "Use only the first rows; None = all.", "rows", ge=1)
+    cache_dir: str | None = key(None, "Data", "base_dir in cloud storage: folder of the local copies; None = the user's cache.")
+    cache_gb: float = key(50.0, "Data", "base_dir in cloud storage: largest size of the copied rows here.", "GB", gt=0)
+    read_ahead_batches: int = key(
+        2, "Data", "base_dir in cloud storage: batches whose rows each worker fetches ahead.", "batches", ge=0
+    )
     stat_data: bool = key(False, "Data", "Print the table of rows per bucket.")
     figures: str | None = key(None, "Data", "FigureDataset: where the figures are, as encode.figures.")
     resolution: Literal[128, 256, 512, 768, 1024] | None = key(
@@ -105,9 +110,15 @@ class EncodeConfig(_Section):
     resolution: Literal[128, 256, 512, 768, 1024] = key(768, "Encode", "Bucket grid: a unit is resolution / 16.", "px")
     image_column: str | None = key(None, "Encode", "Column of the image or its path; None = found by name.")
     caption_column: str | None = key(None, "Encode", "Column of the caption; None = found by name.")
+    text_storage: Literal["bf16", "int8", "fp8"] = key(
+        "bf16", "Encode", "Prompt embeddings on disk: 'bf16' is exact, 'int8' and 'fp8' take half (docs/encode.md has the errors)."
+    )
     samples_per_shard: int = key(256, "Encode", "Rows of one shard, the unit of resuming.", "rows", ge=1)
     batch_size: int = key(4, "Encode", "Figures or captions encoded at once.", "samples", ge=1)
     num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)
+    min_quality: Literal["low", "medium", "high"] | None = key(
+        None, "Encode", "Figures of `scienceflow prepare`: leave out those of a lower tier; None = all."
+    )
     max_figures: int | None = key(None, "Encode", "Encode only the first ones; None = all.", "figures", ge=1)
     max_image_pixels: int = key(100_000_000, "Encode", "Larger figures are rejected before decoding.", "px", ge=1)
     max_aspect_ratio: float = key(16.0, "Encode", "Longer figures (long side / short side) are rejected.", "ratio", ge=1)
@@ -344,11 +355,13 @@ class Config(_Section):
     def dataset_arguments(self) -> dict[str, Any]:
         """What the class of `dataset.type` is called with."""
         data = self.dataset
-        common = {"num_train_examples": data.num_train_examples, "stat_data": data.stat_data}
+        common: dict[str, Any] = {"num_train_examples": data.num_train_examples, "stat_data": data.stat_data}
         if data.type == FIGURE_DATASET:
             changes = {"figures": data.figures, "resolution": data.resolution or self.encode.resolution}
             return {"encode": self.encode.model_copy(update=changes), **common}
         paths = {"base_dir": data.base_dir, "parquet_base_path": data.parquet_base_path}
+        if "://" in data.base_dir:
+            common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
         return {**paths, "with_text": self.text == "stored", **common}
 
     @model_validator(mode="before")
@@ -400,12 +413,12 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = moved(given, ("model_output_dir", "image_output_dir"))
     for name in ("dataset", "encode"):
         if name in values:
-            values[name] = moved(values[name], ("base_dir", "figures"))
+            values[name] = moved(values[name], ("base_dir", "figures", "cache_dir"))
     return values
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str) and not value.startswith(("drawn:", "~"))
+    return isinstance(value, str) and not value.startswith(("drawn:", "~")) and "://" not in value
 
 
 def _objective_of(family: str, parquet: bool) -> str:

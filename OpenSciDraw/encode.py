@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.remote import is_remote
+from OpenSciDraw.staging import Staging
 from OpenSciDraw.store import (
     EMPTY_PROMPT,
     FIGURE_PARTS,
@@ -47,6 +49,7 @@ from OpenSciDraw.store import (
     text_key,
     write_shard,
 )  # fmt: skip
+from OpenSciDraw.utils.text_codec import encoded_bytes
 
 _LOG = logging.getLogger("OpenSciDraw")
 _ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
@@ -91,7 +94,35 @@ class Prepared:
 
 
 def store_folder(config: Config) -> Path:
+    """The store's folder on this machine. Raises UserError when it lies in cloud storage."""
+    if is_remote(config.dataset.base_dir):
+        raise UserError(
+            f"dataset.base_dir = {config.dataset.base_dir!r} is in cloud storage: this command reads a store on this machine. "
+            "Copy or mount it, and set base_dir to that folder."
+        )
     return Path(config.dataset.base_dir).expanduser() / config.dataset.parquet_base_path
+
+
+class Target:
+    """Where shards go: the store's folder, or one that stands for a store in cloud storage (staging.py)."""
+
+    def __init__(self, config: Config):
+        self.staging: Staging | None = None
+        if is_remote(config.dataset.base_dir):
+            url = f"{config.dataset.base_dir.rstrip('/')}/{config.dataset.parquet_base_path}"
+            self.staging = Staging(url, config.dataset.cache_dir)
+        self.folder = self.staging.folder if self.staging is not None else store_folder(config)
+
+    def has(self, shard: Path) -> bool:
+        return shard.exists() if self.staging is None else self.staging.has(shard)
+
+    def shards(self, kind: str) -> list[Path]:
+        return sorted((self.folder / kind).glob("[0-9]*.parquet")) if self.staging is None else self.staging.shards(kind)
+
+    def finished(self, file: Path) -> None:
+        """A shard, or another file, is written: move or copy it where it belongs."""
+        if self.staging is not None:
+            (self.staging.publish if file.suffix == ".parquet" else self.staging.publish_file)(file)
 
 
 def main(config: Config, engine: str = "local") -> int:
@@ -102,8 +133,11 @@ def main(config: Config, engine: str = "local") -> int:
     Raises:
         UserError: no figures, no room on the disk, a store that was made in another way or lies among the figures.
     """
-    encode, folder, place, source = config.encode, store_folder(config), Place.here(), _source(config)
-    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures)
+    encode, target, place, source = config.encode, Target(config), Place.here(), _source(config)
+    folder = target.folder
+    if engine == "ray" and target.staging is not None:
+        raise UserError("--engine ray writes to a folder that all machines share. Encode to cloud storage without it.")
+    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality)
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
     limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
@@ -111,9 +145,9 @@ def main(config: Config, engine: str = "local") -> int:
         folder / "figures", refs, encode.samples_per_shard, lambda ref: [ref.id, ref.caption, ref.size_bytes, *limits]
     )
     text_work = _plan(folder / "text", captions, encode.samples_per_shard, lambda caption: caption)
-    _refuse_strangers(folder / "figures", figure_work)
+    _refuse_strangers(target.shards("figures"), figure_work)
     if captions:
-        _refuse_strangers(folder / "text", text_work)
+        _refuse_strangers(target.shards("text"), text_work)
 
     model = build_model(config, place.device())
     model.download(["vae", "text_encoder"] if captions else ["vae"])  # their fingerprints belong to the contract
@@ -123,40 +157,41 @@ def main(config: Config, engine: str = "local") -> int:
     picture = {"resolution": encode.resolution, "fit": "scaled into the bucket, padded with the border colour"}
     figures_contract = replace(contract, text={}, picture=picture)
     text_contract = replace(contract, latents={})
-    missing_text = _missing(text_work, text_contract, TEXT_PARTS)
-    missing_figures = _missing(figure_work, figures_contract, FIGURE_PARTS)
-    _announce(model, encode, folder, missing_text, missing_figures)
+    missing_text = _missing(text_work, text_contract, TEXT_PARTS, target)
+    missing_figures = _missing(figure_work, figures_contract, FIGURE_PARTS, target)
+    _announce(model, encode, target, missing_text, missing_figures)
 
     if engine == "ray":
         from OpenSciDraw.engines import ray_engine
 
         ray_engine.encode(config, missing_text, text_contract, missing_figures, figures_contract)
     else:
-        _encode_here(model, encode, _share(missing_text, place), text_contract, _share(missing_figures, place), figures_contract)
+        _encode_text(model, encode, _share(missing_text, place), text_contract, target)
+        _encode_figures(model, _share(missing_figures, place), figures_contract, encode, target.finished)
     _summarise(folder, figure_work, text_work, rejected, place)
+    if (folder / "rejected.jsonl").exists():
+        target.finished(folder / "rejected.jsonl")
     return 0
 
 
-def _encode_here(
-    model: FigureModel, encode: EncodeConfig, todo_text: list[Work], text_contract: Contract, todo_figures: list[Work],
-    figures_contract: Contract,
-) -> None:  # fmt: skip
-    if todo_text:
-        model.load_text_encoder()
-        with tqdm(total=sum(len(w.items) for w in todo_text), desc="captions", unit="caption") as bar:
-            for work in todo_text:
-                encode_captions(model, work, text_contract, encode.batch_size, bar)
-        model.free_text_encoder()
-        if model.truncated_prompts:
-            total = sum(len(work.items) for work in todo_text)
-            _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
-    _encode_figures(model, todo_figures, figures_contract, encode)
+def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
+    if not todo:
+        return
+    total = sum(len(work.items) for work in todo)
+    model.load_text_encoder()
+    with tqdm(total=total, desc="captions", unit="caption") as bar:
+        for work in todo:
+            encode_captions(model, work, contract, encode.batch_size, bar)
+            target.finished(work.path)
+    model.free_text_encoder()
+    if model.truncated_prompts:
+        _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
 
 
 # -- what is to do -------------------------------------------------------------------------------
 def _source(config: Config) -> str:
     """Where the figures come from. Raises UserError when nobody says, or when the store would lie among them."""
-    source, folder = config.encode.figures, store_folder(config)
+    source = config.encode.figures
     if config.dataset.type == FIGURE_DATASET:
         raise UserError(
             f"dataset.type = {FIGURE_DATASET!r} encodes its figures while training: there is nothing to encode beforehand. "
@@ -164,7 +199,9 @@ def _source(config: Config) -> str:
         )
     if source is None:
         raise UserError("encode.figures is not set: which figures? Set encode = dict(figures='my_figures/'), or 'drawn:2000'.")
-    if not source.startswith("drawn:") and folder.resolve().is_relative_to(Path(source).expanduser().resolve()):
+    if source.startswith("drawn:") or is_remote(config.dataset.base_dir):
+        return source
+    if (folder := store_folder(config)).resolve().is_relative_to(Path(source).expanduser().resolve()):
         raise UserError(
             f"The store {folder} (dataset.base_dir / parquet_base_path) lies inside encode.figures = {source!r}: its shards "
             "would be taken for figures. Choose a folder outside."
@@ -192,22 +229,23 @@ def _plan(folder: Path, items: Sequence[Any], size: int, identity: Any) -> list[
     return works
 
 
-def _refuse_strangers(folder: Path, plan: list[Work]) -> None:
+def _refuse_strangers(shards: list[Path], plan: list[Work]) -> None:
     """A shard that the list of figures does not explain would be trained on unseen."""
     planned = {work.path for work in plan}
-    strangers = [path for path in sorted(folder.glob("[0-9]*.parquet")) if path not in planned]
+    strangers = [path for path in shards if path not in planned]
     if strangers:
         raise UserError(
-            f"{folder} holds {len(strangers)} shard(s) that do not belong to this list of figures (first: {strangers[0]}): "
-            "the list is shorter than it was, or samples_per_shard changed. Encode into another folder, or delete them."
+            f"{strangers[0].parent} holds {len(strangers)} shard(s) that do not belong to this list of figures (first: "
+            f"{strangers[0]}): the list is shorter than it was, or samples_per_shard changed. Encode into another folder, or "
+            "delete them."
         )
 
 
-def _missing(plan: list[Work], contract: Contract, parts: Sequence[str]) -> list[Work]:
+def _missing(plan: list[Work], contract: Contract, parts: Sequence[str], target: Target) -> list[Work]:
     """Shards that are not there, or hold other figures than they should."""
     missing = []
     for work in plan:
-        info = read_shard_info(work.path) if work.path.exists() else None
+        info = read_shard_info(work.path) if target.has(work.path) else None
         if info is not None:
             contract.require(info.contract, parts, work.path)
             if info.facts["work"] == work.digest:
@@ -222,11 +260,11 @@ def _share(works: list[Work], place: Place) -> list[Work]:
     return [work for work in works if work.number % place.world_size == place.rank]
 
 
-def _announce(model: FigureModel, encode: EncodeConfig, folder: Path, text: list[Work], figures: list[Work]) -> None:
+def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: list[Work], figures: list[Work]) -> None:
     """Print the expected size before anything is encoded; refuse when the disk is too small. Of all processes together."""
     captions, pictures = sum(len(w.items) for w in text), sum(len(w.items) for w in figures)
     latent = 2 * math.prod(model.latent_shape(encode.resolution, encode.resolution))
-    row = 2 * math.prod(model.text_shape()) if captions else 0
+    row = encoded_bytes(model.text_shape(), model.text_storage) if captions else 0
     texts = [ref.caption for work in figures for ref in work.items] + [caption for work in text for caption in work.items]
     beside = (len(figures) + len(text)) * _SHARD_BYTES + sum(_ROW_BYTES + 2 * len(caption.encode()) for caption in texts)
     total = pictures * latent + captions * row + beside
@@ -235,8 +273,11 @@ def _announce(model: FigureModel, encode: EncodeConfig, folder: Path, text: list
         f"{captions} captions x {row / 1e6:.3f} MB of text = {captions * row / 1e9:.3f} GB",
         f"indices {beside / 1e9:.3f} GB",
     ]
-    _LOG.info("still to write to %s: %s; together %.4f GB", folder, "; ".join(parts), total / 1e9)
-    require_space(folder, total, parts)
+    where = target.folder if target.staging is None else target.staging.remote.url
+    _LOG.info("still to write to %s: %s; together %.4f GB", where, "; ".join(parts), total / 1e9)
+    if target.staging is not None:  # one shard at a time lies here
+        total = max(latent, row) * encode.samples_per_shard
+    require_space(target.folder, total, parts)
 
 
 # -- captions ----------------------------------------------------------------------------------
@@ -287,7 +328,9 @@ def to_model_range(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1.0
 
 
-def _encode_figures(model: FigureModel, todo: list[Work], contract: Contract, encode: EncodeConfig) -> None:
+def _encode_figures(
+    model: FigureModel, todo: list[Work], contract: Contract, encode: EncodeConfig, finished: Callable[[Path], None]
+) -> None:
     refs = [ref for work in todo for ref in work.items]
     loader: DataLoader[Any] = DataLoader(
         Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
@@ -298,6 +341,7 @@ def _encode_figures(model: FigureModel, todo: list[Work], contract: Contract, en
         for work in todo:
             rows, rejections = figure_rows(model, decoded, len(work.items), encode.batch_size, bar)
             write_figures(work, rows, rejections, contract)
+            finished(work.path)
 
 
 def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
@@ -413,8 +457,9 @@ def _missing_shards(table: StoreTable) -> list[str]:
     names = {shard.name for shard in table.shards}
     last = max(int(shard.stem) for shard in table.shards)
     expected = {f"{number:05d}.parquet" for number in range(last + 1)}
-    expected |= {index.name.replace(".index.arrow", ".parquet") for index in table.folder.glob("[0-9]*.index.arrow")}
-    return [f"{table.folder / name}: the shard is missing" for name in sorted(expected - names)]
+    folder = Path(table.folder)
+    expected |= {index.name.replace(".index.arrow", ".parquet") for index in folder.glob("[0-9]*.index.arrow")}
+    return [f"{folder / name}: the shard is missing" for name in sorted(expected - names)]
 
 
 def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> list[str]:

@@ -29,10 +29,12 @@ from OpenSciDraw.encode import store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.gpus import GPUS
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.remote import is_remote
 from OpenSciDraw.store import EncodedStore
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import RESERVE, ActivationBudget, keeps, measure_saved_bytes
 from OpenSciDraw.utils.sharding import block_lists, repeated_blocks
+from OpenSciDraw.utils.text_codec import encoded_bytes
 from OpenSciDraw.utils.trainable import resolve_lora_layers
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -153,11 +155,11 @@ def count_flops() -> FlopCounterMode:
 
 def shapes(model: FigureModel, config: Config) -> list[Shape]:
     """Sizes of the store that the config names, with their shares; without one, all buckets of its resolution alike."""
-    folder, text, multiple = store_folder(config), model.text_shape()[0], model.pixel_multiple
+    text, multiple = model.text_shape()[0], model.pixel_multiple
     if any(side % multiple for bucket in buckets(config.encode.resolution) for side in (bucket.height, bucket.width)):
         raise UserError(f"encode.resolution = {config.encode.resolution}: this model's sides are multiples of {multiple} px.")
     counts: dict[tuple[int, int, int], float] = {}
-    if EncodedStore.is_store(folder):
+    if not is_remote(config.dataset.base_dir) and EncodedStore.is_store(folder := store_folder(config)):
         store = EncodedStore(folder, with_text=config.text == "stored")
         lengths = store.text.lengths()[store.text_row].tolist() if store.text is not None else [text] * len(store.figures)
         typical = -(-sum(lengths) // len(lengths)) if len(set(lengths)) > 1 else lengths[0]
@@ -356,7 +358,8 @@ def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) ->
 def _disk(plan: Plan, config: Config, model: FigureModel, all_shapes: list[Shape]) -> None:
     """Bytes of the store for 1,000 figures, and of a checkpoint."""
     latents = sum(s.share * 2 * _product(model.latent_shape(s.height, s.width)) for s in all_shapes)
-    text = all_shapes[0].text * model.text_shape()[1] * 2 if config.text == "stored" else 0
+    row = encoded_bytes((all_shapes[0].text, model.text_shape()[1]), model.text_storage)
+    text = row if config.text == "stored" else 0
     plan.store_per_1000 = {"latents": 1000 * latents, "text (at most)": 1000 * text}
     own = 2 if config.master_weights == "bf16" else 4
     state = optimizer_bytes(config.model_copy(update={"offload_optimizer": False}))

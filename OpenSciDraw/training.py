@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.config_file import save_config
-from OpenSciDraw.datasets.arxiv_parquet import BatchReader
+from OpenSciDraw.datasets.arxiv_parquet import BatchReader, ReadAhead
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
+from OpenSciDraw.remote import is_remote
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
@@ -123,8 +124,11 @@ class Training:
             drop_last=sampler.drop_last, shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,
         )  # fmt: skip
         workers = config.dataloader_num_workers
+        order: Any = self.sampler
+        if is_remote(config.dataset.base_dir) and config.dataset.read_ahead_batches:
+            order = ReadAhead(self.sampler, workers, config.dataset.read_ahead_batches)
         self.loader: DataLoader[Batch] = DataLoader(
-            BatchReader(self.dataset), batch_size=None, sampler=self.sampler, num_workers=workers,
+            BatchReader(self.dataset), batch_size=None, sampler=order, num_workers=workers,
             persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
             pin_memory=place.device.type == "cuda",
         )  # fmt: skip
@@ -132,7 +136,8 @@ class Training:
             self.sampler.log_size()
 
     def _check_contract(self, found: Contract | None) -> None:
-        wanted, where = self.model.contract(), Path(self.config.dataset.base_dir) / self.config.dataset.parquet_base_path
+        data = self.config.dataset
+        wanted, where = self.model.contract(), f"{data.base_dir.rstrip('/')}/{data.parquet_base_path}"
         parts = ("latents", "text") if self.config.text == "stored" else ("latents",)
         if found is not None:
             wanted.require(found, parts, where)

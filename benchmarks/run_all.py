@@ -14,7 +14,7 @@ from typing import Any
 
 from report import BENCHMARKS, RESULTS
 
-NAMES = ("startup", "encode", "train_step", "store")
+NAMES = ("startup", "encode", "train_step", "store", "layouts")
 HEADER = """# Benchmarks
 
 Repeat: `make bench`, or `python benchmarks/run_all.py`; one alone: `python benchmarks/run_<name>.py`. Every number, each

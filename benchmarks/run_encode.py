@@ -133,7 +133,7 @@ class Encoding:
         work = self._figure_work(self._out() / str(workers))
         settings = self.config.encode.model_copy(update={"num_workers": workers})
         start = time.perf_counter()
-        encode._encode_figures(self.model, work, self.contract, settings)
+        encode._encode_figures(self.model, work, self.contract, settings, lambda _: None)
         return time.perf_counter() - start
 
     def _out(self) -> Path:

@@ -28,6 +28,7 @@ import torch
 from report import Result, in_turn, ratio
 
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
+from OpenSciDraw.shards import index_schema, write_index
 from OpenSciDraw.store import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
@@ -36,7 +37,6 @@ from OpenSciDraw.store import (
     Contract,
     Row,
     StoreTable,
-    _write_index,
     text_key,
     write_shard,
 )  # fmt: skip
@@ -150,12 +150,13 @@ def measure_writing(folder: Path, result: Result) -> None:
 def measure_opening(folder: Path, result: Result) -> None:
     """391 shards of 256 rows as `encode` leaves their indices; must come first: memory is the process's peak."""
     caption = "The figure illustrates a pipeline. " * 100
-    row = {**figure_columns(0, caption), "shape": list(LATENTS), "crc32": 0, "offset": 0, "nbytes": 1}
+    row = {**figure_columns(0, caption), "shape": list(LATENTS), "xxh3": 0, "offset": 0, "nbytes": 1}
+    schema = index_schema(FIGURE_SCHEMA, CONTRACT, {"rows": 256})
     folder.mkdir()
     for shard in range(391):
         path = folder / f"{shard:05d}.parquet"
         path.touch()
-        _write_index(path, FIGURE_SCHEMA, [{**row, "id": f"{shard}/{n}"} for n in range(256)], CONTRACT, {"rows": 256})
+        write_index(path, pa.Table.from_pylist([{**row, "id": f"{shard}/{n}"} for n in range(256)], schema=schema))
     unit = 1 if sys.platform == "darwin" else 1024
     before, allocated = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, pa.total_allocated_bytes()
     start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -281,13 +282,91 @@ def test_a_bad_row_is_replaced_once_and_never_by_a_held_out_row(tmp_path: Path) 
 
 
 # -- warnings and refusals -------------------------------------------------------------------------
-def test_fat_row_groups_warn_with_their_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fat_row_groups_and_lists_warn_with_their_cost_on_that_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(tmp_path / "thin" / "a.parquet", [v1_row(n) for n in range(8)], row_group_size=1)
     opened(tmp_path / "thin")
-    assert "row group" not in caplog.text
-    write_table(tmp_path / "fat" / "a.parquet", [v1_row(n) for n in range(8)])
+    assert "row group" not in caplog.text and "repack" not in caplog.text
+    write_table(tmp_path / "fat" / "a.parquet", [v1_row(n) for n in range(32)], compression="none", use_dictionary=False)
     opened(tmp_path / "fat")
-    assert "8 rows in a row group" in caplog.text and "11 to 190 times" in caplog.text
+    row = np.mean([len(r["latents"]) + len(r["text_embeds"]) for r in map(v1_row, range(32))])
+    said = re.search(r"32 rows in a row group: one row of \S+ MB takes \S+ ms at random, (\d+) times .* over (\S+) MB", caplog.text)
+    assert said is not None and int(said[1]) > 1
+    assert 0.9 < float(said[2]) * 1e6 / (row * 33 / 2) < 1.2  # half of the group's rows, on average
+    assert f"scienceflow repack {tmp_path / 'fat'} OUT" in caplog.text
+    caplog.clear()
+    write_table(tmp_path / "lists" / "a.parquet", [as_lists(v1_row(n), np.float32) for n in range(3)], row_group_size=1)
+    opened(tmp_path / "lists")
+    assert "has latents and text_embeds as lists of numbers: one row" in caplog.text
+
+
+def as_lists(row: dict, latents: Any, text: Any = np.float16) -> dict:
+    """A V1 row whose tensors are lists of numbers; 16-bit integers hold the upper halves of fp32, which are bf16."""
+
+    def numbers(name: str, dtype: Any, target: Any) -> list:
+        values = np.frombuffer(row[name], dtype)
+        if target == np.uint16:
+            return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tolist()
+        return values.astype(target).tolist()
+
+    return {**row, "latents": numbers("latents", np.float32, latents), "text_embeds": numbers("text_embeds", np.float16, text)}
+
+
+LISTS = {
+    "list<float>": (pa.list_(pa.float32()), np.float32), "large_list<double>": (pa.large_list(pa.float64()), np.float64),
+    "list<halffloat>": (pa.list_(pa.float16()), np.float16), "list<uint16>": (pa.list_(pa.uint16()), np.uint16),
+    "fixed_size_list<float>": (pa.list_(pa.float32(), 16 * 64), np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("rows_per_group", [1, 8])
+def test_tensors_as_lists_are_read(tmp_path: Path, kind: str, rows_per_group: int) -> None:
+    arrow, dtype = LISTS[kind]
+    rows = [as_lists(v1_row(3 * n), dtype, dtype) for n in range(8)]  # one bucket: fixed sizes need one
+    schema = pa.Table.from_pylist(rows).schema
+    text = pa.list_(arrow.value_type, TOKENS * WIDTH) if "fixed" in kind else arrow
+    for name, column in (("latents", arrow), ("text_embeds", text)):
+        schema = schema.set(schema.get_field_index(name), pa.field(name, column))
+    (tmp_path / "lists").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "lists" / "a.parquet", row_group_size=rows_per_group)
+    dataset = opened(tmp_path / "lists")
+    for n in (0, 5, 2, 7, 7):
+        sample, expected = read(dataset, n), random(3 * n, (16, 8, 8))
+        assert sample.latents is not None and sample.text is not None
+        if dtype == np.uint16:
+            expected = (expected.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        elif dtype == np.float16:
+            expected = expected.astype(np.float16).astype(np.float32)
+        assert np.array_equal(sample.latents.numpy(), expected)
+        text = random(100 + 3 * n, (TOKENS, WIDTH), np.float16)[: len(sample.text)].astype(np.float32)
+        assert np.abs(sample.text.float().numpy() - text).max() <= (0.02 if dtype == np.uint16 else 0)
+
+
+def test_nested_lists_are_read_and_other_lists_are_bad_rows(tmp_path: Path) -> None:
+    rows = [as_lists(v1_row(3 * n), np.float32) for n in range(2)]
+    for row in rows:
+        row["latents"] = np.array(row["latents"]).reshape(row["latent_shape"]).tolist()
+    write_table(tmp_path / "nested" / "a.parquet", rows)
+    sample = read(opened(tmp_path / "nested"), 1)
+    assert sample.latents is not None and np.array_equal(sample.latents.numpy(), random(3, (16, 8, 8)))
+    rows[0]["latents"][0][0][0][0] = None
+    write_table(tmp_path / "nulls" / "a.parquet", rows)
+    assert_bad(opened(tmp_path / "nulls"), 0, "latents has 1 empty numbers")
+    whole = [{**as_lists(v1_row(0), np.float32), "latents": [1] * 1024}]
+    write_table(tmp_path / "whole" / "a.parquet", whole)
+    assert_bad(opened(tmp_path / "whole"), 0, "not floating-point")
+
+
+def test_sixteen_bit_integers_that_are_no_bf16_are_refused(tmp_path: Path) -> None:
+    rows = [as_lists(v1_row(n), np.float32) for n in range(2)]
+    for row in rows:
+        row["latents"] = np.array(row["latents"]).astype(np.float16).view(np.uint16)
+    (tmp_path / "halves").mkdir()
+    schema = pa.Table.from_pylist(rows).schema
+    schema = schema.set(schema.get_field_index("latents"), pa.field("latents", pa.list_(pa.uint16())))
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "halves" / "a.parquet")
+    with pytest.raises(UserError, match="latents are 16-bit integers that are not the bits of bfloat16"):
+        opened(tmp_path / "halves")
 
 
 def test_mixed_unknown_and_broken_layouts_are_refused_by_file(tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def tar(files: dict[str, bytes], *, compress: bool = True) -> bytes:
 
 
 def paper(number: int, count: int = 1) -> bytes:
-    captions = [f"An overview of the proposed method number {number} with figure {n} of several in the paper." for n in range(count)]
+    captions = [
+        f"An overview of the proposed method number {number} with figure {n} of several in the paper." for n in range(count)
+    ]
     return tar({"main.tex": tex(*captions).encode(), **{f"f{n}.png": png(10 * number + n) for n in range(count)}})
 
 
@@ -90,7 +92,15 @@ def pile(tmp_path: Path) -> Path:
 # -- sources -------------------------------------------------------------------------------------
 def test_sources_of_every_form_are_found_once_under_their_ids(tmp_path: Path) -> None:
     (tmp_path / "1501").mkdir()
-    for name in ("1501.00001.gz", "1501.00002v1.tar.gz", "1501.00002v3.tar.gz", "1501.00003.pdf", "1501.00004", "hep-th9901001.gz", "1501.00001.pdf"):
+    for name in (
+        "1501.00001.gz",
+        "1501.00002v1.tar.gz",
+        "1501.00002v3.tar.gz",
+        "1501.00003.pdf",
+        "1501.00004",
+        "hep-th9901001.gz",
+        "1501.00001.pdf",
+    ):
         (tmp_path / "1501" / name).write_bytes(paper(1))
     (tmp_path / "project" / "sections").mkdir(parents=True)
     (tmp_path / "project" / "main.tex").write_text(tex("x"))
@@ -121,7 +131,12 @@ def test_no_member_of_an_archive_is_written_outside_or_as_a_link(tmp_path: Path)
             info = tarfile.TarInfo(name)
             info.size = 3
             archive.addfile(info, io.BytesIO(b"abc"))
-        for name, kind in (("link.tex", tarfile.SYMTYPE), ("hard.tex", tarfile.LNKTYPE), ("dev", tarfile.CHRTYPE), ("fifo", tarfile.FIFOTYPE)):
+        for name, kind in (
+            ("link.tex", tarfile.SYMTYPE),
+            ("hard.tex", tarfile.LNKTYPE),
+            ("dev", tarfile.CHRTYPE),
+            ("fifo", tarfile.FIFOTYPE),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
@@ -211,7 +226,10 @@ def test_what_happens_in_an_isolated_process_stays_there(tmp_path: Path) -> None
 
 def test_threads_isolate_side_by_side_and_a_process_costs_milliseconds() -> None:
     results: list[int] = []
-    threads = [threading.Thread(target=lambda n=n: results.append(run_isolated(abs, -n, seconds=60, memory_bytes=2**30))) for n in range(20)]
+    threads = [
+        threading.Thread(target=lambda n=n: results.append(run_isolated(abs, -n, seconds=60, memory_bytes=2**30)))
+        for n in range(20)
+    ]
     run_isolated(abs, 0, seconds=60, memory_bytes=2**30)
     start = time.monotonic()
     for thread in threads:
@@ -276,7 +294,9 @@ def test_bitmaps_stay_as_they_are_and_svg_lies_on_white(tmp_path: Path) -> None:
     assert picture.data == png(1) and not picture.vector
     shrunk = render(tmp_path / "a.jpg", dpi=100, max_side=100, limits=LIMITS, scratch=tmp_path)
     assert max(shrunk.width, shrunk.height) == 100
-    (tmp_path / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='96' height='96'><circle cx='48' cy='48' r='40' fill='red'/></svg>")
+    (tmp_path / "a.svg").write_text(
+        "<svg xmlns='http://www.w3.org/2000/svg' width='96' height='96'><circle cx='48' cy='48' r='40' fill='red'/></svg>"
+    )
     image = drawn(tmp_path / "a.svg", tmp_path)
     assert image.getpixel((0, 0)) == (255, 255, 255) and 80 <= image.width <= 100
 
@@ -295,7 +315,11 @@ def test_near_duplicates_are_those_that_brute_force_finds() -> None:
     bits = np.unpackbits(hashes, axis=1)
     expected, kept, seen = np.zeros(len(hashes), dtype=int), [], {}
     for row in range(len(hashes)):
-        near = seen.get(identity[row]) if identity[row] in seen else next((k for k in kept if (bits[row] != bits[k]).sum() <= 10), None)
+        near = (
+            seen.get(identity[row])
+            if identity[row] in seen
+            else next((k for k in kept if (bits[row] != bits[k]).sum() <= 10), None)
+        )
         expected[row] = seen[identity[row]] = row if near is None else near
         kept += [row] if near is None else []
     assert (representatives(identity, hashes, 10) == expected).all()
@@ -320,11 +344,14 @@ def rows(**columns: list[object]) -> pa.Table:
     defaults: dict[str, list[object]] = {
         "paper_id": [f"p{n}" for n in range(count)], "width": [800] * count, "height": [600] * count, "panels": [1] * count,
         "parent_caption": [""] * count, "sha256": [f"{n:064x}" for n in range(count)], "phash": [rng.bytes(32) for _ in range(count)],
-        "ink": [0.1] * count, "kind": ["diagram"] * count, "lossless": [True] * count, "language": ["en"] * count,
+        "ink": [0.1] * count,
+        "sharpness": [1.0] * count, "kind": ["diagram"] * count, "lossless": [True] * count, "language": ["en"] * count,
         "caption_words": [20] * count, "caption_chars": [120] * count,
     }  # fmt: skip
     table = pa.table({**defaults, **columns})
-    return table.set_column(table.schema.get_field_index("phash"), "phash", pa.array(table.column("phash").to_pylist(), pa.binary(32)))
+    return table.set_column(
+        table.schema.get_field_index("phash"), "phash", pa.array(table.column("phash").to_pylist(), pa.binary(32))
+    )
 
 
 def test_each_filter_drops_what_it_should_and_counts_it() -> None:
@@ -342,14 +369,23 @@ def test_each_filter_drops_what_it_should_and_counts_it() -> None:
 
 def test_duplicates_keep_the_first_and_a_dropped_row_stands_for_none() -> None:
     same = b"\x55" * 32
-    table = rows(sha256=["a", "b", "a", "c", "b"], phash=[same, b"\x0f" * 32, same, b"\x54" + same[1:], b"\x0f" * 32], kind=["photo", *["plot"] * 4])
+    table = rows(
+        sha256=["a", "b", "a", "c", "b"],
+        phash=[same, b"\x0f" * 32, same, b"\x54" + same[1:], b"\x0f" * 32],
+        kind=["photo", *["plot"] * 4],
+    )
     chosen = select(table, settings(kinds=["plot"]))
     assert [chosen.reasons[r].split(":")[0] for r in chosen.reason] == ["kind", "", "", "duplicate", "duplicate"]
     assert chosen.same_as.tolist() == [0, 1, 2, 2, 1]
 
 
 def test_tiers_follow_caption_size_and_source() -> None:
-    table = rows(caption_words=[20, 20, 5, 20, 10], panels=[1, 3, 1, 3, 1], parent_caption=["", "", "", "Parent", ""], lossless=[True, True, True, True, False])
+    table = rows(
+        caption_words=[20, 20, 5, 20, 10],
+        panels=[1, 3, 1, 3, 1],
+        parent_caption=["", "", "", "Parent", ""],
+        lossless=[True, True, True, True, False],
+    )
     chosen = select(table, settings())
     assert ["low medium high".split()[q] for q in chosen.quality] == ["high", "low", "low", "medium", "medium"]
 
@@ -397,6 +433,9 @@ def test_encode_reads_prepared_figures_by_their_ids(pile: Path, tmp_path: Path) 
     prepare([pile], tmp_path / "out", settings(limits={"seconds": 20, "expansions": 10_000}))
     refs, rejected = list_figures(tmp_path / "out" / "figures")
     assert len(refs) == 12 and not rejected and refs[0].id == "2101.00000/fig1"
+    assert len(list_figures(tmp_path / "out" / "figures", min_quality="medium")[0]) == 12
+    with pytest.raises(UserError, match="12 x quality"):  # they are small
+        list_figures(tmp_path / "out" / "figures", min_quality="high")
     assert load_figure(refs[1]).size == Image.open(io.BytesIO(png(1))).size
 
 
@@ -446,13 +485,21 @@ def test_licences_come_from_metadata_or_a_file_beside_the_source(pile: Path, tmp
     (project / "main.tex").write_text(tex("A caption of a project with its own licence file here."))
     (project / "f0.png").write_bytes(png(77))
     (project / "LICENSE").write_text("The MIT License (MIT)\n\nMIT License\n")
-    prepare([pile], tmp_path / "out", settings(metadata=str(tmp_path / "meta.jsonl"), limits={"seconds": 20, "expansions": 10_000}))
+    prepare(
+        [pile], tmp_path / "out", settings(metadata=str(tmp_path / "meta.jsonl"), limits={"seconds": 20, "expansions": 10_000})
+    )
     table = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "figures").rglob("*.parquet"))])
     licences = dict(zip(table.column("paper_id").to_pylist(), table.column("licence").to_pylist(), strict=True))
-    assert licences["2101.00001"].startswith("http://creativecommons") and licences["project"] == "MIT" and licences["2101.00000"] == ""
+    assert (
+        licences["2101.00001"].startswith("http://creativecommons")
+        and licences["project"] == "MIT"
+        and licences["2101.00000"] == ""
+    )
 
 
-def test_wrong_settings_and_places_are_refused_before_any_work(pile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_settings_and_places_are_refused_before_any_work(
+    pile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match="there is no setting 'min_sid' of prepare. Did you mean min_side"):
         parse_settings(["min_sid=3"])
     with pytest.raises(UserError, match="dpi = 7"):
@@ -468,4 +515,6 @@ def test_a_published_paper_gives_its_thirteen_figures(tmp_path: Path) -> None:
     chosen = prepare([CELERITE], tmp_path / "out", settings())
     table = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "out" / "figures").rglob("*.parquet")])
     assert chosen.keep.sum() == table.num_rows == 13 and set(table.column("licence").to_pylist()) == {"MIT"}
-    assert min(table.column("width").to_pylist()) > 500 and all(ImageDraw.Draw(Image.open(io.BytesIO(i))) for i in table.column("image").to_pylist())
+    assert min(table.column("width").to_pylist()) > 500 and all(
+        ImageDraw.Draw(Image.open(io.BytesIO(i))) for i in table.column("image").to_pylist()
+    )

@@ -155,15 +155,16 @@ def test_an_index_of_100000_rows_opens_within_two_seconds_and_captions_stay_on_d
     """The index files as `encode` leaves them: 400 shards of 256; the tensors are never touched."""
     import resource
 
-    from OpenSciDraw.store import _write_index
+    from OpenSciDraw.shards import index_schema, write_index
 
     caption = "The figure illustrates a pipeline. " * 100  # 3.5 kB, as long captions are
-    row = {k: v for k, v in figure_row(0, caption).columns.items()} | {"shape": [4, 6, 8], "crc32": 0, "offset": 0, "nbytes": 1}
+    row = {k: v for k, v in figure_row(0, caption).columns.items()} | {"shape": [4, 6, 8], "xxh3": 0, "offset": 0, "nbytes": 1}
+    schema = index_schema(FIGURE_SCHEMA, CONTRACT, {"rows": 256})
     for shard in range(391):
         path = tmp_path / "figures" / f"{shard:05d}.parquet"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-        _write_index(path, FIGURE_SCHEMA, [{**row, "id": f"{shard}/{n}"} for n in range(256)], CONTRACT, {"rows": 256})
+        write_index(path, pa.Table.from_pylist([{**row, "id": f"{shard}/{n}"} for n in range(256)], schema=schema))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     table = StoreTable(tmp_path / "figures", FIGURE_PARTS)

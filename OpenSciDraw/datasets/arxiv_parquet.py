@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
+from OpenSciDraw.remote import RemoteFolder, is_remote
 from OpenSciDraw.store import Contract, EncodedStore
+from OpenSciDraw.store_files import Folder, LocalFolder
 
 _LOG = logging.getLogger("OpenSciDraw")
 _MAX_SUBSTITUTES = 16
@@ -31,7 +35,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
     def buckets(self) -> np.ndarray: ...
     def sample_id(self, row: int) -> str: ...
-    def ids(self) -> list[str]: ...
+    def ids(self) -> Iterable[str]: ...
     def sample(self, row: int) -> Sample: ...
     def empty_text(self) -> Tensor | None: ...
     def text_lengths(self) -> np.ndarray | None: ...
@@ -40,12 +44,13 @@ class Rows(Protocol):
 class StoreRows:
     """Rows of our own store (OpenSciDraw/store.py)."""
 
-    def __init__(self, folder: Path, with_text: bool):
+    def __init__(self, folder: Path | Folder, with_text: bool):
+        folder = LocalFolder(folder) if isinstance(folder, Path) else folder
         self.store = EncodedStore(folder, with_text)
-        if not (folder / "rejected.jsonl").exists():  # what `encode` writes last
+        if not folder.has("rejected.jsonl"):  # what `encode` writes last
             _LOG.warning(
                 "%s: encoding was not finished: only the %d figures that are there are used. Run the same "
-                "`scienceflow encode` command to finish it.", folder, len(self.store.figures)
+                "`scienceflow encode` command to finish it.", folder.name, len(self.store.figures)
             )  # fmt: skip
         latents = self.store.figures.contract
         text = self.store.text.contract.text if self.store.text is not None else {}
@@ -61,8 +66,16 @@ class StoreRows:
     def sample_id(self, row: int) -> str:
         return self.store.figures.value("id", row)
 
-    def ids(self) -> list[str]:
-        return self.store.figures.table.column("id").to_pylist()
+    def ids(self) -> Iterator[str]:
+        """One shard's at a time are in memory."""
+        for column in self.store.figures.batches("id"):
+            yield from column.to_pylist()
+
+    def will_need(self, rows: Sequence[int]) -> None:
+        """These are read next: begin to fetch them."""
+        self.store.figures.will_need(rows)
+        if self.store.text is not None:
+            self.store.text.will_need(self.store.text_row[list(rows)].tolist())
 
     def sample(self, row: int) -> Sample:
         figures, text = self.store.figures, self.store.text
@@ -94,8 +107,10 @@ class RowDataset:
             self.buckets = self.buckets[:num_train_examples]
         if not len(self.buckets):
             raise UserError(f"{where}: the dataset has no rows. See rejected.jsonl there for the reasons.")
-        self.bucket_of = np.unique(self.buckets, axis=0, return_inverse=True)[1].reshape(-1)
+        sides = self.buckets.astype(np.int64)
+        self.bucket_of = np.unique(sides[:, 0] << 32 | sides[:, 1], return_inverse=True)[1].reshape(-1).astype(np.int32)
         self._is_held_out = np.zeros(len(self), dtype=bool)
+        self._announced: set[int] = set()
         if stat_data:
             _LOG.info("%s", self.bucket_table())
 
@@ -128,8 +143,8 @@ class RowDataset:
         """
         if not count:
             return np.zeros(0, dtype=np.int64)
-        ids = self.rows.ids()[: len(self)]
-        keys = np.array([int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in ids])
+        ids = itertools.islice(self.rows.ids(), len(self))
+        keys = np.frombuffer(b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids), dtype=">u8")
         rows = np.sort(np.argsort(keys, kind="stable")[: min(count, len(self) // 10)])
         self._is_held_out[rows] = True
         return rows
@@ -145,15 +160,23 @@ class RowDataset:
     def __getitem__(self, row: int) -> Sample | BadRow:
         return self.read(row)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def _announce(self, rows: Sequence[int]) -> None:
+        """Rows that are read next, in this order, are fetched side by side; each is asked for once."""
+        if isinstance(self.rows, StoreRows):
+            self.rows.will_need([row for row in rows if row not in self._announced])
+            self._announced = set(rows)
+
+    def batch(self, indices: Sequence[int], coming: Sequence[int] = ()) -> Batch:
         """Read a batch; each bad row is replaced by the next readable row of its bucket.
 
         Where its bucket has none, the batch is shorter; a batch without any readable row becomes one row of
-        another bucket, so that every rank has something to train on.
+        another bucket, so that every rank has something to train on. The rows `coming`, of which this process's
+        next batches will be, are fetched meanwhile.
 
         Raises:
             UserError: too many rows after one another cannot be read.
         """
+        self._announce([*indices, *coming])
         rows: list[Sample | BadRow] = []
         taken = {*indices}
         for index in indices:
@@ -193,7 +216,8 @@ class RowDataset:
 class ArXiVParquetDatasetV2(RowDataset):
     """Encoded figures under `<base_dir>/<parquet_base_path>`: our store, or the layouts V1, V2 and V3.
 
-    The layout is recognised by its files, so the three names are one class.
+    The layout is recognised by its files, so the three names are one class. A store may lie in cloud storage (abfs://,
+    s3://, gs://, hf://); `cache_dir` (None: the user's cache) then holds its indices, and rows of up to `cache_gb`.
 
     Raises:
         UserError: nothing there, or something that is no known layout.
@@ -201,8 +225,12 @@ class ArXiVParquetDatasetV2(RowDataset):
 
     def __init__(
         self, *, base_dir: str, parquet_base_path: str = "", num_train_examples: int | None = None,
-        with_text: bool = True, stat_data: bool = False,
+        with_text: bool = True, stat_data: bool = False, cache_dir: str | None = None, cache_gb: float = 50.0,
     ):  # fmt: skip
+        if is_remote(base_dir):
+            remote = RemoteFolder(f"{base_dir.rstrip('/')}/{parquet_base_path}", cache_dir, int(cache_gb * 1e9))
+            super().__init__(StoreRows(remote, with_text), remote.name, num_train_examples, stat_data)
+            return
         folder = Path(base_dir).expanduser() / parquet_base_path
         if not folder.is_dir():
             raise UserError(
@@ -213,8 +241,30 @@ class ArXiVParquetDatasetV2(RowDataset):
         super().__init__(rows, folder, num_train_examples, stat_data)
 
 
+class ReadAhead(Sampler[tuple[list[int], list[int]]]):
+    """The sampler's batches, each with the rows of the next `batches` ones that the same data worker is going to read.
+
+    (DataLoader deals batches to its `workers` in turn.)
+    """
+
+    def __init__(self, sampler: Any, workers: int, batches: int):
+        self.sampler, self.stride, self.batches = sampler, max(1, workers), batches
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
+        source = iter(self.sampler)
+        queue = deque(itertools.islice(source, self.stride * self.batches + 1))
+        while queue:
+            coming = itertools.islice(queue, self.stride, None, self.stride)
+            yield queue[0], [row for batch in coming for row in batch]
+            queue.popleft()
+            queue.extend(itertools.islice(source, 1))
+
+
 class BatchReader(Dataset[Batch]):
-    """Maps a batch's indices to the batch, in a data worker (DataLoader with batch_size=None)."""
+    """Maps a batch's indices, alone or as ReadAhead gives them, to the batch: DataLoader with batch_size=None."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -222,5 +272,5 @@ class BatchReader(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:  # type: ignore[override]
-        return self.dataset.batch(indices)
+    def __getitem__(self, item: Sequence[int] | tuple[list[int], list[int]]) -> Batch:  # type: ignore[override]
+        return self.dataset.batch(*item) if isinstance(item, tuple) else self.dataset.batch(item)

@@ -23,6 +23,7 @@ IMAGE_COLUMNS = ("image", "file_name", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 ID_COLUMN = b"id_column"  # in a table's metadata: the column with ids of its own, as `scienceflow prepare` writes it
 LIST_NAMES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
+QUALITIES = ("low", "medium", "high")  # tiers of `scienceflow prepare`, in its tables' column `quality`
 _PICTURES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp".split())
 _VECTOR = frozenset(".pdf .svg .svgz .eps .ps .emf .wmf".split())
 _OTHER = frozenset(".avif .heic .heif .jp2 .jxl .ppm .pgm .pbm .pnm .tga .psd .ico".split())
@@ -32,9 +33,10 @@ _MAX_CSV_FIELD = 1 << 24  # characters
 class Listing:
     """What was found so far. Ids are unique; `root` is the folder that they are relative to."""
 
-    def __init__(self, root: Path, image_column: str | None, caption_column: str | None):
+    def __init__(self, root: Path, image_column: str | None, caption_column: str | None, min_quality: str | None = None):
         self.root = os.path.abspath(root)
         self.caption_column = caption_column
+        self.qualities = QUALITIES[QUALITIES.index(min_quality) :] if min_quality is not None else QUALITIES
         self._columns = {"image": (image_column, IMAGE_COLUMNS), "caption": (caption_column, CAPTION_COLUMNS)}
         self.refs: list[FigureRef] = []
         self.rejections: list[Rejection] = []
@@ -225,15 +227,18 @@ def _add_table(listing: Listing, file: Path) -> None:
     if image is None or caption is None:
         raise listing.no_column("image" if image is None else "caption", schema.names, file)
     by_path = _is_path(schema.field(image).type, file, image)
-    own_ids = [name.decode()] if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None else []
+    prepared = [name.decode(), "quality"] if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None else []
     try:
-        for row, values in enumerate(columns_of(file, [caption, *([image] if by_path else own_ids)])):
+        for row, values in enumerate(columns_of(file, [caption, *([image] if by_path else prepared)])):
             where, place = f"{identity}#{row:08d}", f"{file}#{row}"
             if by_path:
                 _add_path_row(listing, file, where, place, *values)
             else:
-                where = values[1].decode() if own_ids else where
-                _add_byte_row(listing, RowRef(where, "", place, size, str(file), image, row), values[0])
+                where, quality = (value.decode() for value in values[1:]) if prepared else (where, None)
+                if quality in listing.qualities or quality is None:
+                    _add_byte_row(listing, RowRef(where, "", place, size, str(file), image, row), values[0])
+                else:
+                    listing.reject(where, place, f"quality: {quality}, under encode.min_quality")
     except ARROW_ERRORS as error:
         listing.reject(identity, file, f"unreadable: {error}")
 

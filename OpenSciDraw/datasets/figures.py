@@ -132,6 +132,7 @@ def list_figures(
     image_column: str | None = None,
     caption_column: str | None = None,
     max_figures: int | None = None,
+    min_quality: str | None = None,
 ) -> tuple[list[FigureRef], list[Rejection]]:
     """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
 
@@ -145,7 +146,8 @@ def list_figures(
 
     Columns are found by name (image, file_name, path or image_path; caption, text or prompt) unless given.
     A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
-    are rejected: they would teach nothing. `max_figures` keeps the first ones.
+    are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') those
+    of such a tier in the tables of `scienceflow prepare`.
 
     Raises UserError when the source is missing, unknown or without usable figures, or has no such columns.
     """
@@ -156,7 +158,7 @@ def list_figures(
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"There is no figure source {source} (working directory: {Path.cwd()}). {_allowed()}")
-    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column)
+    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality)
     scan(listing, path)
     if not listing.refs:
         raise UserError(_nothing(source, listing.rejections))

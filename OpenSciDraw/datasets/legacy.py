@@ -1,16 +1,20 @@
 """Encoded layouts that existed before the store: V1 (tensors in the row), V2 and V3 (npz beside the Parquet).
 
 They record nothing of how they were made, so they load with the contract that the config declares and a
-warning; shapes are still checked row by row. docs/data-formats.md lists the columns.
+warning; shapes are still checked row by row. `scienceflow repack` (OpenSciDraw/repack.py) turns them into a store.
+docs/data-formats.md lists the columns.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,8 +38,12 @@ _LAYOUTS = {  # the columns that tell a layout
     "V3": _ALWAYS | {"cache_path", "vae_h_shape"},
 }
 _LATENT_SHAPES, _TEXT_SHAPES = ("latent_shape", "vae_h_shape"), ("text_embeds_shape", "prompt_embeds_shape")
-_SMALL = ("image_path", "caption", "cache_path", "bucket_w", "bucket_h", *_LATENT_SHAPES, *_TEXT_SHAPES)
+_SMALL = ("image_path", "caption", "cache_path", "bucket_w", "bucket_h", "aspect_ratio", *_LATENT_SHAPES, *_TEXT_SHAPES)
+_IN_ROW = ("latents", "latent_shape", "text_embeds", "text_embeds_shape", "text_mask")  # of V1, read with the tensors
 _FAT_ROW_GROUP = 4  # rows
+_TIMED_BYTES = 64_000_000  # how far into a row group its cost is timed
+_BUFFER = 1 << 20  # bytes of a column that are read ahead: without one, Arrow reads a row group's whole column
+_LEAST_SPREAD = 1e-3  # median / root mean square of bf16 numbers: >= 0.01 even in text with outliers, < 1e-4 of fp16's bits
 _ROWS_OF_STRIDE = 1000
 _NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # of damaged files, beside OSError and ValueError
 
@@ -66,8 +74,13 @@ class LegacyRows:
         self._file_of = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
         self._first = np.cumsum([0, *[t.num_rows for t in tables]])
         self._stride = self._common_stride()
-        if self.layout == "V1":
-            self._warn_row_groups()
+        self._stream = _RowStream()
+        if self.layout == "V1" and len(self):
+            try:
+                self._refuse_other_halves()
+                self._warn_of_cost()
+            except (OSError, ValueError) as error:  # that row is a bad one; others may be sound
+                _LOG.warning("%s: the first row cannot be read (%s)", self.files[0], error)
 
     def _keep_training_files(self) -> None:
         kept = [path for path in self.files if path.name.endswith("_train.parquet")]
@@ -77,14 +90,33 @@ class LegacyRows:
             _LOG.info("%s: %d file(s) that are not *_train.parquet left out", self.folder, len(self.files) - len(kept))
         self.files = kept
 
-    def _warn_row_groups(self) -> None:
-        metadata = pq.read_metadata(self.files[0])
+    def _refuse_other_halves(self) -> None:
+        """16-bit integers are read as bf16, which neither numpy nor Parquet has; of fp16's bits that makes nonsense."""
+        for name in ("latents", "text_embeds"):
+            if _is_halves(pq.read_schema(self.files[0]).field(name).type):
+                numbers = np.abs(_floats(self._stream.read(self.files[0], 0), name, np.float32))
+                if np.median(numbers) < _LEAST_SPREAD * np.sqrt(np.mean(numbers.astype(np.float64) ** 2)):
+                    raise UserError(
+                        f"{self.files[0]}: {name} are 16-bit integers that are not the bits of bfloat16 numbers (of float16?). "
+                        "Write them as halffloat or float."
+                    )
+
+    def _warn_of_cost(self) -> None:
+        """Say what one row costs where it lies among others or as a list, timed on this very file."""
+        path = self.files[0]
+        metadata, schema = pq.read_metadata(path), pq.read_schema(path)
         rows = metadata.num_rows / max(1, metadata.num_row_groups)
-        if rows > _FAT_ROW_GROUP:
-            _LOG.warning(
-                "%s has %.0f rows in a row group: reading one row decodes all of them, which was measured at 11 to "
-                "190 times the cost of one row per row group. Encode again for speed.", self.files[0], rows
-            )  # fmt: skip
+        lists = [name for name in ("latents", "text_embeds") if not _is_bytes(schema.field(name).type)]
+        if rows <= _FAT_ROW_GROUP and not lists:
+            return
+        cost = _cost_of_a_row(path)
+        why = [f"{rows:.0f} rows in a row group"] if rows > _FAT_ROW_GROUP else []
+        why += [f"{' and '.join(lists)} as lists of numbers"] if lists else []
+        _LOG.warning(
+            "%s has %s: one row of %.3g MB takes %.2g ms at random, %.0f times a plain read of as many bytes, and passes over "
+            "%.3g MB. `scienceflow repack %s OUT --config CONFIG.py` makes it one read.", path, " and ".join(why),
+            cost.row_bytes / 1e6, 1e3 * cost.seconds, cost.seconds / cost.plain_seconds, cost.passed_bytes / 1e6, self.folder,
+        )  # fmt: skip
 
     def _common_stride(self) -> int:
         """Pixels of one latent along a side, as most of the first rows say: 8 in the large models' VAEs."""
@@ -121,6 +153,24 @@ class LegacyRows:
 
     def ids(self) -> list[str]:
         return [str(i) for i in self.table.column(self._id_column).to_pylist()]
+
+    def figure_columns(self, row: int) -> dict[str, Any]:
+        """The row's columns of a store's figures/, but for its text's key and tensor; the picture is taken to fill its bucket."""
+        width, height = self._value("bucket_w", row), self._value("bucket_h", row)
+        known = self._value("aspect_ratio", row) if "aspect_ratio" in self.table.column_names else None
+        return {
+            "id": self.sample_id(row), "caption": self._value("caption", row) or "", "bucket_w": width, "bucket_h": height,
+            "aspect_ratio": height / width if known is None else known, "placement": [0, 0, width, height],
+        }  # fmt: skip
+
+    def files_of(self, start: int, stop: int) -> list[tuple[str, int]]:
+        """Names and sizes (bytes; -1 where one is missing) of the files that the tensors of these rows lie in."""
+        if self.layout == "V1":
+            names = [str(self.files[file].relative_to(self.folder)) for file in np.unique(self._file_of[start:stop])]
+        else:
+            names = self.table.column("cache_path").slice(start, stop - start).fill_null("").to_pylist()
+        paths = [(name, self.folder / name) for name in names]
+        return [(name, path.stat().st_size if path.exists() else -1) for name, path in paths]
 
     def text_lengths(self) -> None:
         return None
@@ -174,19 +224,20 @@ class LegacyRows:
 
     def _from_row(self, row: int) -> dict[str, np.ndarray]:
         file = int(self._file_of[row])
-        values = _read_row(self.files[file], row - int(self._first[file]))
+        batch = self._stream.read(self.files[file], row - int(self._first[file]))
 
-        def array(name: str, dtype: Any, shape: list[int] | None) -> np.ndarray:
-            if values[name] is None or shape is None:
+        def shaped(name: str, shape: str, bytes_of: Any) -> np.ndarray:
+            declared = batch.column(shape)[0].as_py()
+            if declared is None or batch.column(name).null_count:
                 raise ValueError(f"{name} or its shape is empty")
-            return np.frombuffer(values[name], dtype=dtype).reshape(shape).copy()
+            return _floats(batch, name, bytes_of).reshape(declared).copy()
 
         out = {
-            "latents": array("latents", np.float32, values["latent_shape"]),
-            "text": array("text_embeds", np.float16, values["text_embeds_shape"]),
+            "latents": shaped("latents", "latent_shape", np.float32),
+            "text": shaped("text_embeds", "text_embeds_shape", np.float16),
         }
-        if values.get("text_mask") is not None:
-            out["mask"] = array("text_mask", np.int8, [-1])
+        if "text_mask" in batch.schema.names and not batch.column("text_mask").null_count:
+            out["mask"] = _flat(batch, "text_mask", np.int8)
         return out
 
 
@@ -224,16 +275,108 @@ def _text(arrays: dict[str, np.ndarray]) -> Tensor:
     return torch.from_numpy(text)
 
 
+# -- tensors in the rows of a Parquet file ---------------------------------------------------------
+class _RowStream:
+    """Rows of Parquet files, one at a time, in bounded memory.
+
+    A row is reached by decoding its row group up to it; rows read in their order are decoded once.
+    """
+
+    def __init__(self) -> None:
+        self._place: tuple[Path, int, int] | None = None  # file, row group, row that comes next
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_place": None, "_batches": None}  # an open stream stays in its process
+
+    def read(self, path: Path, row: int) -> pa.RecordBatch:
+        """A batch of this one row. Raises OSError or ValueError when it cannot be read."""
+        file, starts = _row_groups(path)
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        here, self._place = self._place, None  # a stream that fails is not used again
+        if here is None or here[:2] != (path, group) or here[2] > row:
+            columns = [name for name in _IN_ROW if name in file.schema_arrow.names]
+            self._batches = file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
+            here = (path, group, int(starts[group]))
+        for _ in range(row - here[2]):
+            next(self._batches)
+        batch = next(self._batches)
+        self._place = (path, group, row + 1)
+        return batch
+
+
 @lru_cache(maxsize=32)
 def _row_groups(path: Path) -> tuple[pq.ParquetFile, np.ndarray]:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
     counts = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
     return file, np.cumsum([0, *counts])
 
 
-def _read_row(path: Path, row: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Cost:
+    """Of reading one row at random: its own bytes, those of the file that are passed over, and the time."""
+
+    row_bytes: int
+    passed_bytes: float
+    seconds: float
+    plain_seconds: float  # to read row_bytes of the same file
+
+
+def _cost_of_a_row(path: Path) -> _Cost:
+    """Of the mean row of the first row group, from the time to its first row and to one some way in; files in memory."""
     file, starts = _row_groups(path)
-    group = int(np.searchsorted(starts, row, side="right")) - 1
-    wanted = ("latents", "latent_shape", "text_embeds", "text_embeds_shape", "text_mask")
-    columns = [name for name in wanted if name in file.schema_arrow.names]
-    return file.read_row_group(group, columns=columns).slice(row - int(starts[group]), 1).to_pylist()[0]
+    rows, group = int(starts[1]), file.metadata.row_group(0)
+    chunks = [group.column(c) for c in range(group.num_columns)]
+    stored = sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in _IN_ROW)
+    row_bytes = _RowStream().read(path, 0).nbytes
+    far = min(rows - 1, max(1, _TIMED_BYTES // row_bytes))
+
+    def timed(row: int) -> float:
+        start = time.perf_counter()
+        _RowStream().read(path, row)
+        return time.perf_counter() - start
+
+    near_seconds, far_seconds = (min(timed(row) for _ in range(2)) for row in (0, far))
+    each = max(0.0, far_seconds - near_seconds) / max(1, far)
+    plain = min(_plain_seconds(path, row_bytes) for _ in range(3))
+    return _Cost(row_bytes, stored * (rows + 1) / (2 * rows), near_seconds + each * (rows - 1) / 2, plain)
+
+
+def _plain_seconds(path: Path, size: int) -> float:
+    with path.open("rb", buffering=0) as file:
+        start = time.perf_counter()
+        got = len(file.read(size))
+        return (time.perf_counter() - start) * size / got
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _is_halves(kind: pa.DataType) -> bool:
+    """Whether these are lists, however deep, of 16-bit integers."""
+    while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+        kind = kind.value_type
+    return pa.types.is_uint16(kind) or pa.types.is_int16(kind)
+
+
+def _flat(batch: pa.RecordBatch, name: str, bytes_of: Any) -> np.ndarray:
+    """(numbers,) of the one row's value: bytes are of type `bytes_of`, lists (of lists …) of their own."""
+    column = batch.column(name)
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if _is_bytes(column.type):
+        return np.frombuffer(column[0].as_buffer(), dtype=bytes_of)
+    while pa.types.is_nested(column.type) and not pa.types.is_struct(column.type):
+        column = column.flatten()
+    if column.null_count:
+        raise ValueError(f"{name} has {column.null_count} empty numbers")
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _floats(batch: pa.RecordBatch, name: str, bytes_of: Any) -> np.ndarray:
+    """(numbers,) fp16 or fp32; 16-bit integers are the bits of bf16 numbers."""
+    numbers = _flat(batch, name, bytes_of)
+    if numbers.dtype in (np.uint16, np.int16):
+        return (numbers.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(np.float32) if numbers.dtype == np.float64 else numbers

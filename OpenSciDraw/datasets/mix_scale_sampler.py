@@ -200,8 +200,9 @@ class ArXiVMixScaleBatchSampler:
 def _covered(plan: Plan, steps: int) -> np.ndarray:
     """Rows of the first `steps` steps of all ranks."""
     order, start, size = plan
-    spans = zip(start[:steps].ravel(), size[:steps].ravel(), strict=True)
-    return np.unique(np.concatenate([order[:0], *(order[at : at + n] for at, n in spans)]))
+    starts, sizes = start[:steps].ravel(), size[:steps].ravel()
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.unique(order[np.repeat(starts, sizes) + within])
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store import Contract
+from OpenSciDraw.utils.text_codec import CODECS
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
@@ -172,6 +173,7 @@ class FigureModel(ABC):
         self.source = source.resolve()
         self.max_sequence_length = max_sequence_length
         self.weight_dtype = weight_dtype
+        self.text_storage = CODECS["bf16"]  # of embeddings in a store, see utils/text_codec.py
         self.device = torch.device("cpu")
         self.truncated_prompts = 0
         self._vae: nn.Module | None = None
@@ -386,8 +388,7 @@ class FigureModel(ABC):
             parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
         source = self.requested_source
         origin = {"source": source.name, "revision": source.revision, "text_computed_in": str(self.weight_dtype)}
-        for facts in parts.values():
-            facts["stored_dtype"] = "bfloat16"
+        parts["latents"]["stored_dtype"], parts["text"]["stored_dtype"] = "bfloat16", self.text_storage
         return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
 
     def download(self, parts: Sequence[str]) -> None:
@@ -439,6 +440,7 @@ def build_model(config: Config, device: torch.device | None = None) -> FigureMod
     )
     model_class = MODELS.get(config.model_type)
     model: FigureModel = model_class(source, config.max_sequence_length, DTYPES[config.mixed_precision])
+    model.text_storage = CODECS[config.encode.text_storage]
     if device is not None:
         model.device = device
     return model

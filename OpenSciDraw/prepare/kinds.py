@@ -21,11 +21,13 @@ LINE_SIDE = 1024  # px: lines and ticks need more
 FEATURES = (
     "background", "background_luma", "border", "colours", "entropy", "top_colours", "saturation", "saturated", "grey_ink",
     "flat", "soft", "sharp", "oblique", "longest_row", "longest_column", "long_rows", "long_columns", "corner", "frame",
-    "row_ticks", "column_ticks", "row_labels", "column_labels", "blank_rows", "blank_columns", "row_period", "column_period", "text", "aspect",
+    "row_ticks", "column_ticks", "row_labels", "column_labels", "blank_rows", "blank_columns", "row_period",
+    "column_period", "text", "aspect",
 )  # fmt: skip
 
 Bool = NDArray[np.bool_]
 _NEAR = 16  # of 255: colours no further apart than this are one (JPEG noise on white stays below)
+_BUSIEST = 96  # rows, and columns, in which lines are looked for
 _SHARP = 40  # of 255: a step between neighbouring pixels that is an edge
 
 
@@ -154,12 +156,20 @@ def _lines(grey: NDArray[np.int16], ink: Bool) -> tuple[float, ...]:
 
 
 def _longest_runs(mask: Bool) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Of every row of (rows, n): length of its longest run of True, and the index behind that run's end."""
+    """Of every row of (rows, n): length of its longest run of True, and the index behind that run's end.
+
+    Only in the _BUSIEST rows with the most True, where all lines are; 0 in the others, which saves most of the time.
+    """
+    count = mask.sum(axis=1, dtype=np.int16)
+    busiest = np.sort(np.argsort(-count, kind="stable")[:_BUSIEST])
+    part = mask[busiest]
     index = np.arange(1, mask.shape[1] + 1, dtype=np.int16)
-    last_gap = np.maximum.accumulate(np.where(mask, np.int16(0), index), axis=1)
-    length = index - last_gap
-    end = length.argmax(axis=1)
-    return length[np.arange(len(mask)), end], (end + 1).astype(np.int16)
+    last_gap = np.maximum.accumulate(np.where(part, np.int16(0), index), axis=1)
+    run = index - last_gap
+    last = run.argmax(axis=1)
+    length, end = np.zeros(len(mask), dtype=np.int16), np.zeros(len(mask), dtype=np.int16)
+    length[busiest], end[busiest] = run[np.arange(len(part)), last], last + 1
+    return length, end
 
 
 def _longest(lengths: NDArray[np.int16], least: float) -> list[int]:

@@ -196,5 +196,5 @@ def _reader() -> Any:
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
-        raise UserError("ocr = True needs rapidocr and onnxruntime: pip install 'OpenSciDraw[ocr]', or set ocr=False.") from error
+        raise UserError("ocr = True needs rapidocr: pip install 'OpenSciDraw[ocr]', or set ocr=False.") from error
     return RapidOCR(params={"Global.log_level": "error"})

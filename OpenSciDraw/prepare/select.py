@@ -6,7 +6,8 @@ Steps in order; a picture counts at the first that it fails:
 Tiers, for training on the best or on all:
     high    a figure of one picture, with a caption of its own of at least 15 words, its longer side at least 512 px,
             drawn from a vector file or stored without loss (PNG)
-    low     a panel that shares its caption with others, or has one of under 8 words, or a longer side under 320 px
+    low     a panel that shares its caption with others, or has one of under 8 words, or a longer side under 320 px, or
+            edges as soft as of a picture that was scaled up (sharpness under 0.55)
     medium  the rest
 """
 
@@ -20,12 +21,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from OpenSciDraw.datasets.figure_lists import QUALITIES
 from OpenSciDraw.prepare.duplicates import HASH_BYTES, representatives
 from OpenSciDraw.prepare.settings import PrepareSettings
 
-QUALITIES = ("low", "medium", "high")
 SPLITS = ("train", "validation", "test")
 _HIGH_WORDS, _LOW_WORDS, _HIGH_SIDE, _LOW_SIDE = 15, 8, 512, 320
+_SOFT = 0.55  # sharpness: 1 picture of 100 is softer at its own size; most that were doubled, all that were tripled
+
+COLUMNS = [
+    "paper_id", "width", "height", "panels", "parent_caption", "sha256", "phash", "ink", "kind", "sharpness", "lossless",
+    "language", "caption_words", "caption_chars",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,9 @@ class Selection:
 
 
 def select(rows: pa.Table, settings: PrepareSettings) -> Selection:
-    """Decide on all pictures at once. `rows` has the columns SMALL of extract.py, in the order in which earlier ones win."""
+    """Decide on all pictures at once. `rows` has COLUMNS, as in extract.py's schema; of duplicates the earliest row is kept."""
     count = rows.num_rows
+    rows = rows.select(COLUMNS).combine_chunks()  # of many small files; taking from many chunks is slow
     selection = Selection(np.zeros(count, dtype=np.int8), _quality(rows), _split(rows, settings), np.arange(count))
 
     def number(name: str) -> np.ndarray:
@@ -127,10 +135,11 @@ def _quality(rows: pa.Table) -> np.ndarray:
     words, panels = rows.column("caption_words").to_numpy(), rows.column("panels").to_numpy()
     long = np.maximum(rows.column("width").to_numpy(), rows.column("height").to_numpy())
     own = pc.not_equal(rows.column("parent_caption"), "").to_numpy() | (panels == 1)
-    sharp = rows.column("lossless").to_numpy(zero_copy_only=False)
-    high = (panels == 1) & (words >= _HIGH_WORDS) & (long >= _HIGH_SIDE) & sharp
-    low = ~own | (words < _LOW_WORDS) | (long < _LOW_SIDE)
-    return np.where(high & ~low, 2, np.where(low, 0, 1)).astype(np.int8)
+    lossless = rows.column("lossless").to_numpy(zero_copy_only=False)
+    high = (panels == 1) & (words >= _HIGH_WORDS) & (long >= _HIGH_SIDE) & lossless
+    low = ~own | (words < _LOW_WORDS) | (long < _LOW_SIDE) | (rows.column("sharpness").to_numpy() < _SOFT)
+    tiers = [QUALITIES.index(name) for name in ("low", "high", "medium")]
+    return np.select([low, high], tiers[:2], tiers[2]).astype(np.int8)
 
 
 def _split(rows: pa.Table, settings: PrepareSettings) -> np.ndarray:

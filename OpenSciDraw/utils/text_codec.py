@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CODECS = ("bfloat16", "int8", "fp8")
+CODECS = {"bf16": "bfloat16", "int8": "int8", "fp8": "fp8"}  # config's name: the contract's
 GROUP = 128  # channels of a token that share a scale in int8: 1.6 % of the bytes
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}

@@ -1,0 +1,256 @@
+"""A shard of the encoded store: how it is written, and what it says of itself. Reading many: store.py.
+
+    00000.parquet        one row per row group, uncompressed, tensors in a non-null `large_binary` column
+    00000.index.arrow    the small columns, and where in the Parquet file each tensor lies
+
+The bytes of a tensor lie in one piece of the file, so that a row is read by one positional read, as fast as
+a raw file; any Parquet reader can read the shards as well. The index is written last: a shard with an index
+is whole, and one without is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from torch import Tensor
+
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils import text_codec
+from OpenSciDraw.utils.files import sha256_of, sync_to_disk
+
+SCHEMA_VERSION = 2
+_READABLE_SCHEMAS = (1, 2)  # 1 has crc32 checksums; they took four times as long as reading the row
+KEY_BYTES = 16
+FIGURE_PARTS, TEXT_PARTS = ("latents", "picture"), ("text",)  # what a shard's contract says
+
+# A column that is named as a checksum holds that of the tensor's bytes.
+CHECKSUMS: dict[str, Callable[[memoryview | bytes], int]] = {"xxh3": xxhash.xxh3_64_intdigest, "crc32": zlib.crc32}
+_CHECKSUM = "xxh3"
+
+_TENSOR_FIELDS = [
+    pa.field("tensor", pa.large_binary(), nullable=False),  # `to_bytes`
+    pa.field("shape", pa.list_(pa.int32()), nullable=False),
+    pa.field(_CHECKSUM, pa.uint64(), nullable=False),
+]
+FIGURE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("text_key", pa.binary(KEY_BYTES), nullable=False),
+        pa.field("bucket_w", pa.int32(), nullable=False),
+        pa.field("bucket_h", pa.int32(), nullable=False),
+        pa.field("aspect_ratio", pa.float32(), nullable=False),  # height / width of the source picture
+        pa.field("placement", pa.list_(pa.int32()), nullable=False),  # x0, y0, x1, y1 of the picture in its bucket
+        *_TENSOR_FIELDS,
+    ]
+)
+TEXT_SCHEMA = pa.schema(
+    [pa.field("key", pa.binary(KEY_BYTES), nullable=False), pa.field("caption", pa.string(), nullable=False), *_TENSOR_FIELDS]
+)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How encoded rows were made. `origin` informs; every other field must agree before rows are used."""
+
+    family: str
+    origin: dict[str, Any]
+    latents: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    picture: dict[str, Any] = field(default_factory=dict)  # resolution and fit: of a store, not of a model
+    schema: int = SCHEMA_VERSION
+
+    def differences(self, other: Contract, parts: Iterable[str]) -> list[str]:
+        """Fields that differ, as text; a fingerprint counts only where both sides know it."""
+        found = [] if self.family == other.family else [f"family: {self.family!r} here, {other.family!r} there"]
+        if not {self.schema, other.schema} <= set(_READABLE_SCHEMAS):
+            found.append(f"schema: {self.schema} here, {other.schema} there (this program reads {_READABLE_SCHEMAS})")
+        for part in parts:
+            mine, theirs = getattr(self, part), getattr(other, part)
+            for key in sorted(mine.keys() | theirs.keys()):
+                a, b = mine.get(key), theirs.get(key)
+                if a != b and not (key == "fingerprint" and (a is None or b is None)):
+                    found.append(f"{part}.{key}: {a!r} here, {b!r} there")
+        return found
+
+    def require(self, other: Contract, parts: Iterable[str], where: Path | str) -> None:
+        """Raises UserError, naming each field, when `other` (of `where`) was made in another way."""
+        found = self.differences(other, parts)
+        if found:
+            raise UserError(
+                f"{where} was encoded in another way than this config asks for ('here' is the config):\n  "
+                + "\n  ".join(found)
+                + "\nUse the model and settings it was encoded with, or encode into another folder."
+            )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Contract:
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+# -- tensors and their bytes: the only place that knows how the ones become the others --------------
+def to_bytes(tensor: Tensor, contract: Contract) -> bytes:
+    """A row's bytes, in C order: latents are bf16, text is what the contract says (utils/text_codec.py)."""
+    return text_codec.encode(tensor, _codec(contract))
+
+
+def from_bytes(buffer: Tensor, shape: Sequence[int], contract: Contract) -> Tensor:
+    """The tensor, bf16, of `buffer` (bytes,) uint8; where that is bf16 too, it shares the memory."""
+    return text_codec.decode(buffer, shape, _codec(contract))
+
+
+def bytes_of_shape(shape: Sequence[int], contract: Contract) -> int:
+    return text_codec.encoded_bytes(shape, _codec(contract))
+
+
+def _codec(contract: Contract) -> str:
+    """A shard of figures has nothing about text in its contract."""
+    codec: str = contract.text.get("stored_dtype", "bfloat16")
+    return codec
+
+
+def text_key(caption: str) -> bytes:
+    """Captions are stored once: the key is a hash of the exact text."""
+    return hashlib.sha256(caption.encode()).digest()[:KEY_BYTES]
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.arrow")
+
+
+# -- writing -----------------------------------------------------------------------------------
+@dataclass
+class Row:
+    """One row to write: the small columns and the tensor."""
+
+    columns: dict[str, Any]
+    tensor: Tensor
+
+
+def write_shard(
+    path: Path, schema: pa.Schema, rows: Iterable[Row], contract: Contract, facts: dict[str, Any]
+) -> int:
+    """Write a shard and then its index, each under a temporary name first. Returns the number of rows.
+
+    `facts` (JSON-able: what work the shard holds, which figures were rejected) goes into the metadata.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f".{path.name}.tmp")
+    small: list[dict[str, Any]] = []
+    total = np.zeros(3)  # values, sum, sum of squares
+    with pq.ParquetWriter(
+        building, schema, compression="NONE", use_dictionary=False, write_statistics=False, data_page_size=2**30
+    ) as writer:
+        for row in rows:
+            data = to_bytes(row.tensor, contract)
+            columns = {**row.columns, "shape": list(row.tensor.shape), _CHECKSUM: CHECKSUMS[_CHECKSUM](data)}
+            writer.write_table(pa.Table.from_pylist([{**columns, "tensor": data}], schema=schema), row_group_size=1)
+            small.append(columns)
+            # a row in fp32, the rows in fp64: all in fp64 took a third of the time of writing
+            numbers = row.tensor.detach().cpu().to(torch.bfloat16).float()
+            total += (numbers.numel(), numbers.sum().item(), numbers.square_().sum().item())
+        facts = {**facts, "rows": len(small), "statistics": _statistics(total)}
+        writer.add_key_value_metadata({"contract": contract.to_json(), "facts": json.dumps(facts)})
+    sync_to_disk(building)
+    places = tensor_places(pq.read_metadata(building), schema, [columns["shape"] for columns in small], contract)
+    for columns, (offset, size) in zip(small, places, strict=True):
+        columns |= {"offset": offset, "nbytes": size}
+    facts["sha256"], facts["bytes"] = sha256_of(building), building.stat().st_size
+    index_path(path).unlink(missing_ok=True)  # of a shard that is written anew: no moment with another one's index
+    os.replace(building, path)
+    write_index(path, pa.Table.from_pylist(small, schema=index_schema(schema, contract, facts)))
+    return len(small)
+
+
+def tensor_places(
+    metadata: pq.FileMetaData, schema: pa.Schema, shapes: Sequence[Sequence[int]], contract: Contract
+) -> list[tuple[int, int]]:
+    """(offset, bytes) of each row's tensor: a PLAIN page ends with its value, so it is the tail of its column chunk."""
+    column = schema.get_field_index("tensor")
+    chunks = [metadata.row_group(group).column(column) for group in range(metadata.num_row_groups)]
+    sizes = [bytes_of_shape(shape, contract) for shape in shapes]
+    return [(c.data_page_offset + c.total_compressed_size - size, size) for c, size in zip(chunks, sizes, strict=True)]
+
+
+def _statistics(total: np.ndarray) -> dict[str, float]:
+    count, first, second = total.tolist()
+    if not count:
+        return {"values": 0}
+    mean = first / count
+    return {"values": int(count), "mean": mean, "std": math.sqrt(max(0.0, second / count - mean**2))}
+
+
+def index_schema(schema: pa.Schema, contract: Contract, facts: dict[str, Any]) -> pa.Schema:
+    """Columns of the index of a shard with the columns `schema`, and its metadata."""
+    fields = [f for f in schema if f.name != "tensor"]
+    fields += [pa.field("offset", pa.int64(), nullable=False), pa.field("nbytes", pa.int64(), nullable=False)]
+    return pa.schema(fields, metadata={"contract": contract.to_json(), "facts": json.dumps(facts)})
+
+
+def write_index(shard: Path, table: pa.Table) -> None:
+    """The index of `shard`, its table as `index_schema` says."""
+    building = shard.with_name(f".{shard.name}.index.tmp")
+    with pa.OSFile(str(building), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    sync_to_disk(building)
+    os.replace(building, index_path(shard))
+    sync_to_disk(shard.parent)
+
+
+def require_space(folder: Path, needed: int, what: Sequence[str]) -> None:
+    """Raises UserError when the disk of `folder` has less than `needed` bytes free (and 1 % to spare)."""
+    import shutil
+
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed * 1.01 > free:
+        raise UserError(
+            f"Encoding needs about {needed / 1e9:.2f} GB in {folder} ({'; '.join(what)}), and {free / 1e9:.2f} GB are "
+            "free. Use another disk, text = 'online' (no embeddings on disk), a lower encode.resolution, or "
+            "encode.max_figures."
+        )
+
+
+# -- what a shard says of itself ------------------------------------------------------------------
+@dataclass(frozen=True)
+class ShardInfo:
+    path: Path
+    contract: Contract
+    facts: dict[str, Any]
+
+
+def open_index(path: Path) -> tuple[pa.ipc.RecordBatchFileReader, pa.Buffer]:
+    """The index of a shard, mapped into memory, and the map itself. Raises UserError when it cannot be read."""
+    try:
+        mapped = pa.memory_map(str(path)).read_buffer()
+        return pa.ipc.open_file(mapped), mapped
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path}: the index of this shard cannot be read ({error}). Delete it and run `scienceflow encode` again: "
+            "only this shard is encoded anew."
+        ) from error
+
+
+def read_shard_info(shard: Path) -> ShardInfo | None:
+    """What a shard says of itself, from its index; None when it has none (it was never finished)."""
+    index = index_path(shard)
+    if not index.exists():
+        return None
+    metadata = open_index(index)[0].schema.metadata or {}
+    return ShardInfo(shard, Contract.from_json(metadata[b"contract"]), json.loads(metadata[b"facts"]))

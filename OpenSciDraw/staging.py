@@ -1,0 +1,69 @@
+"""Writing a store to cloud storage: shards are written here, one at a time, and moved there; the index arrives last."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.remote import PATIENT, Patience, Remote, default_cache
+from OpenSciDraw.shards import index_path
+
+_KINDS = ("figures", "text")
+
+
+class Staging:
+    """A local folder that stands for a store in cloud storage while it is encoded.
+
+    `folder` has an index for each whole shard that is there (so that resuming knows what it holds), and no shards.
+
+    Raises:
+        UserError: as Remote; no right to read there.
+    """
+
+    def __init__(self, url: str, cache_dir: str | Path | None, patience: Patience = PATIENT):
+        self.remote = Remote(url, patience)
+        root = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self.folder = root / "staging" / hashlib.sha256(self.remote.url.encode()).hexdigest()[:16]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make the indices here those that are there. Raises UserError when one cannot be fetched."""
+        for kind in _KINDS:
+            entries = self.remote.entries(kind)
+            here = self.folder / kind
+            here.mkdir(parents=True, exist_ok=True)
+            whole = {name for name in entries if name.endswith(".index.arrow") and _shard_of(name) in entries}
+            for stale in here.glob("*.index.arrow"):
+                if stale.name not in whole:
+                    stale.unlink()
+            for name in sorted(whole):
+                try:
+                    (here / name).write_bytes(self.remote.read(f"{kind}/{name}"))
+                except OSError as error:
+                    raise UserError(f"{self.remote.url}: {kind}/{name} cannot be fetched: {error}.") from error
+
+    def has(self, shard: Path) -> bool:
+        """Whether a shard (its path here) is there, whole."""
+        return index_path(shard).exists()
+
+    def shards(self, kind: str) -> list[Path]:
+        """The paths here of all whole shards there."""
+        return [self.folder / kind / _shard_of(index.name) for index in sorted((self.folder / kind).glob("*.index.arrow"))]
+
+    def publish(self, shard: Path) -> None:
+        """Move a shard that was written here (`write_shard`) there; its index stays here too. Raises OSError."""
+        name = shard.relative_to(self.folder).as_posix()
+        index = index_path(shard)
+        self.remote.remove(index.relative_to(self.folder).as_posix())  # of a shard that is written anew
+        self.remote.write(shard, name)
+        self.remote.write(index, index.relative_to(self.folder).as_posix())
+        shard.unlink()
+
+    def publish_file(self, file: Path) -> None:
+        """Copy another file of `folder` there (rejected.jsonl). Raises OSError."""
+        self.remote.write(file, file.relative_to(self.folder).as_posix())
+
+
+def _shard_of(index: str) -> str:
+    return index.removesuffix(".index.arrow") + ".parquet"
