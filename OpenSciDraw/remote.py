@@ -26,7 +26,7 @@ from OpenSciDraw.shards import index_path
 from OpenSciDraw.store_files import IsWhole, Span, require_whole
 
 _LOG = logging.getLogger("OpenSciDraw")
-_THREADS = 16  # requests of one process at a time
+THREADS = 16  # requests of one process at a time
 _AHEAD_BYTES = 2**30  # of rows that were fetched ahead and not yet read: older ones are let go
 _QUIET_TRIES = 3
 _SLOWEST = 1e6  # bytes a second: a request that is slower, and has had its stall_seconds, is begun anew
@@ -226,7 +226,7 @@ def _class(name: str) -> type[Exception]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _version(entry: dict[str, Any]) -> str:
+def version_of(entry: dict[str, Any]) -> str:
     """Changes when the file does, as far as the storage tells."""
     names = ("ETag", "etag", "blob_id", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created", "size")
     return hashlib.sha256(repr([str(entry.get(name)) for name in names]).encode()).hexdigest()[:12]
@@ -278,7 +278,7 @@ class RemoteFiles:
         address = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
         self._copies = cache_dir / "indices" / address
         index_of = {name: entries[index_path(Path(name)).name] for name in self._names}
-        versions = {name: _version(index) + _version(entries[name]) for name, index in index_of.items()}
+        versions = {name: version_of(index) + version_of(entries[name]) for name, index in index_of.items()}
         self._shards = [self._copies / f"{Path(name).stem}-{versions[name]}.parquet" for name in self._names]
         self._fetch_indices([index_of[name]["size"] for name in self._names])
         self._cache = RowCache(cache_dir / "rows", cache_bytes)
@@ -294,7 +294,7 @@ class RemoteFiles:
     def _fetch_indices(self, sizes: list[int]) -> None:
         """Copy the indices that are not here yet; one process of a machine does it, the others wait."""
         self._copies.mkdir(parents=True, exist_ok=True)
-        with locked(self._copies / "lock"), ThreadPoolExecutor(_THREADS) as pool:
+        with locked(self._copies / "lock"), ThreadPoolExecutor(THREADS) as pool:
             copies = [index_path(shard) for shard in self._shards]
             todo = [n for n, (copy, size) in enumerate(zip(copies, sizes, strict=True)) if not _has_size(copy, size)]
             if todo:
@@ -315,7 +315,7 @@ class RemoteFiles:
     def _live(self) -> tuple[ThreadPoolExecutor, dict[Span, Future[bytes]]]:
         """This process's threads, and what they fetch or have fetched ahead."""
         if self._state is None or self._state[0] != os.getpid():
-            self._state = (os.getpid(), ThreadPoolExecutor(_THREADS, "scienceflow-remote"), {})
+            self._state = (os.getpid(), ThreadPoolExecutor(THREADS, "scienceflow-remote"), {})
         return self._state[1:]
 
     def _fetch(self, span: Span) -> bytes:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.remote import PATIENT, Patience, Remote, default_cache
+from OpenSciDraw.remote import PATIENT, THREADS, Patience, Remote, default_cache, version_of
+from OpenSciDraw.row_cache import locked
 from OpenSciDraw.shards import index_path
 
 _KINDS = ("figures", "text")
@@ -28,20 +32,41 @@ class Staging:
         self.refresh()
 
     def refresh(self) -> None:
-        """Make the indices here those that are there. Raises UserError when one cannot be fetched."""
-        for kind in _KINDS:
-            entries = self.remote.entries(kind)
-            here = self.folder / kind
-            here.mkdir(parents=True, exist_ok=True)
-            whole = {name for name in entries if name.endswith(".index.arrow") and _shard_of(name) in entries}
-            for stale in here.glob("*.index.arrow"):
-                if stale.name not in whole:
-                    stale.unlink()
-            for name in sorted(whole):
-                try:
-                    (here / name).write_bytes(self.remote.read(f"{kind}/{name}"))
-                except OSError as error:
-                    raise UserError(f"{self.remote.url}: {kind}/{name} cannot be fetched: {error}.") from error
+        """Make the indices here those that are there: shards of other machines are known from then on.
+
+        One process of a machine does it, the others wait. Raises UserError when an index cannot be fetched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known = self.folder / "versions.json"
+        with locked(self.folder / "lock"):
+            before: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
+            after: dict[str, str] = {}
+            for kind in _KINDS:
+                after |= self._refresh(kind, before)
+            known.write_text(json.dumps(after))
+
+    def _refresh(self, kind: str, before: dict[str, str]) -> dict[str, str]:
+        entries = self.remote.entries(kind)
+        here = self.folder / kind
+        here.mkdir(parents=True, exist_ok=True)
+        whole = {n: version_of(e) for n, e in entries.items() if n.endswith(".index.arrow") and _shard_of(n) in entries}
+        for index in here.glob("*.index.arrow"):
+            if index.name not in whole and not (here / _shard_of(index.name)).exists():  # else it is on its way
+                index.unlink()
+        after = {f"{kind}/{name}": version for name, version in whole.items()}
+        todo = [name for name, version in after.items() if before.get(name) != version or not (self.folder / name).exists()]
+
+        def fetch(name: str) -> None:
+            building = self.folder / f"{name}.tmp"
+            building.write_bytes(self.remote.read(name))
+            os.replace(building, self.folder / name)
+
+        try:
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(fetch, todo))
+        except OSError as error:
+            raise UserError(f"{self.remote.url}: an index cannot be fetched: {error}.") from error
+        return after
 
     def has(self, shard: Path) -> bool:
         """Whether a shard (its path here) is there, whole."""

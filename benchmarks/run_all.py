@@ -14,7 +14,8 @@ from typing import Any
 
 from report import BENCHMARKS, RESULTS
 
-NAMES = ("startup", "encode", "train_step", "store", "layouts")
+NAMES = ("startup", "encode", "train_step", "store", "layouts", "text_storage")
+ASIDE = ("million", "kinds", "duplicates")  # gigabytes of disk, or pictures that are not part of this repository
 HEADER = """# Benchmarks
 
 Repeat: `make bench`, or `python benchmarks/run_all.py`; one alone: `python benchmarks/run_<name>.py`. Every number, each
@@ -46,7 +47,7 @@ def main() -> None:
         for name in NAMES:
             print(f"\n== {name}", flush=True)
             subprocess.run([sys.executable, str(Path(BENCHMARKS) / f"run_{name}.py")], check=True)
-    contents = [json.loads((RESULTS / f"{name}.json").read_text()) for name in NAMES]
+    contents = [json.loads((RESULTS / f"{name}.json").read_text()) for name in (*NAMES, *ASIDE)]
     (BENCHMARKS / "RESULTS.md").write_text("\n\n".join([HEADER.strip(), *map(section, contents)]) + "\n")
 
 

@@ -56,7 +56,8 @@ def minimal(**keys: Any) -> Config:
     ("line", "said"),
     [
         ("learning_rat = 1e-4", "c.py:4: unknown key learning_rat (a float). Did you mean learning_rate?"),
-        ("dataset['base_dirr'] = 'x'", "c.py:4: unknown key dataset.base_dirr (a str). Did you mean dataset.base_dir or dataset.cache_dir?"),
+        ("dataset['base_dirr'] = 'x'",
+         "c.py:4: unknown key dataset.base_dirr (a str). Did you mean dataset.base_dir or dataset.cache_dir?"),
         ("encode = dict(\n  figures='x',\n  resolutoin=256)", "c.py:6: unknown key encode.resolutoin"),
         ("encode = {\n 'max_figure': 3}", "c.py:5: unknown key encode.max_figure (a int). Did you mean"),
         ("base_dir = 'x'", "c.py:4: unknown key base_dir (a str). Did you mean dataset.base_dir?"),

@@ -16,6 +16,7 @@ from conftest import REPO
 from OpenSciDraw.cli import build_parser
 from OpenSciDraw.config_file import ALIASES
 from OpenSciDraw.config_text import all_fields
+from OpenSciDraw.prepare.pipeline import parse_settings
 
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("OpenSciDraw/*.md"), *REPO.glob("docs/*.md"), *REPO.glob("dev/*.md")])
 KEYS = set(all_fields()) | set(ALIASES)
@@ -95,10 +96,17 @@ def test_every_key_set_in_backticks_exists(page: Path) -> None:
     """`rank = 64` and --cfg_options rank=64; names in capitals are the environment's."""
     named = re.findall(r"`([a-z_][a-z0-9_.]*) ?= ?[^`]+`", prose(page))
     for words in command_lines(page):
-        if "--cfg_options" in words:
+        if "--cfg_options" in words and "prepare" not in words:
             named += [word.partition("=")[0] for word in words[words.index("--cfg_options") + 1 :] if "=" in word]
     unknown = [name for name in named if name not in KEYS]
     assert not unknown, f"{name_of(page)}: {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_setting_of_prepare_exists(page: Path) -> None:
+    for words in command_lines(page):
+        if "prepare" in words and "--cfg_options" in words:
+            parse_settings(words[words.index("--cfg_options") + 1 :])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -274,7 +274,8 @@ def test_a_pdf_is_drawn_at_its_dpi_and_cut_to_what_is_on_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("data, reason", [
-    (b"%PDF-1.5 rubbish", "damaged or encrypted PDF"), (b"\x89PNG\r\n\x1a\n rubbish", "damaged|truncated"), (b"rubbish", ""), (b"", "empty"),
+    (b"%PDF-1.5 rubbish", "damaged or encrypted PDF"), (b"\x89PNG\r\n\x1a\n rubbish", "damaged|truncated"), (b"rubbish", ""),
+    (b"", "empty"),
     (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>", "refers to other files"),
     (b"<!DOCTYPE svg [<!ENTITY a 'x'>]><svg>&a;</svg>", "entities"), (b"<svg", "SVG"),
 ])  # fmt: skip
@@ -343,7 +344,8 @@ def rows(**columns: list[object]) -> pa.Table:
     rng = np.random.default_rng(1)
     defaults: dict[str, list[object]] = {
         "paper_id": [f"p{n}" for n in range(count)], "width": [800] * count, "height": [600] * count, "panels": [1] * count,
-        "parent_caption": [""] * count, "sha256": [f"{n:064x}" for n in range(count)], "phash": [rng.bytes(32) for _ in range(count)],
+        "parent_caption": [""] * count, "sha256": [f"{n:064x}" for n in range(count)],
+        "phash": [rng.bytes(32) for _ in range(count)],
         "ink": [0.1] * count,
         "sharpness": [1.0] * count, "kind": ["diagram"] * count, "lossless": [True] * count, "language": ["en"] * count,
         "caption_words": [20] * count, "caption_chars": [120] * count,
@@ -462,8 +464,8 @@ def test_a_changed_paper_is_extracted_anew_and_only_its_shard(pile: Path, tmp_pa
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(pile: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "OpenSciDraw.cli", "prepare", str(pile), "--cfg_options", "papers_per_shard=2", "num_workers=1", f"kinds={KINDS}",
-               "limits.seconds=20", "limits.expansions=10000", "--out"]  # fmt: skip
+    command = [sys.executable, "-m", "OpenSciDraw.cli", "prepare", str(pile), "--cfg_options", "papers_per_shard=2",
+               "num_workers=1", f"kinds={KINDS}", "limits.seconds=20", "limits.expansions=10000", "--out"]  # fmt: skip
     subprocess.run([*command, str(tmp_path / "whole")], check=True, cwd=REPO, capture_output=True)
     running = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=REPO, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed").glob("extracted/[0-9]*.parquet")) and running.poll() is None:

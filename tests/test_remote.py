@@ -398,6 +398,25 @@ def test_an_interrupted_upload_leaves_no_shard_that_looks_whole(memory, tmp_path
         EncodedStore(RemoteFolder(f"{memory[0]}/store", tmp_path / "cache", 0), with_text=False)
 
 
+def test_staging_knows_what_others_brought_and_keeps_what_is_on_its_way(memory, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    one, other = (Staging(f"{memory[0]}/store", tmp_path / name, QUICK) for name in ("one", "other"))
+    mine, theirs = (staging.folder / "figures" / f"0000{n}.parquet" for n, staging in enumerate((one, other)))
+    for shard in (mine, theirs):
+        write_shard(shard, FIGURE_SCHEMA, [figure_row(1, "a")], CONTRACT, {"work": "w"})
+    other.publish(theirs)
+    one.refresh()  # as another process of this machine does that starts now
+    assert [path.name for path in one.shards("figures")] == ["00000.parquet", "00001.parquet"]
+    one.publish(mine)
+    fetched = (one.folder / "figures" / "00001.index.arrow").stat().st_mtime_ns
+    one.refresh()
+    assert (one.folder / "figures" / "00001.index.arrow").stat().st_mtime_ns == fetched  # it has not changed
+    other.refresh()
+    assert other.has(other.folder / "figures" / "00000.parquet")
+    other.remote.remove("figures/00000.index.arrow")
+    one.refresh()
+    assert not one.has(mine)
+
+
 def test_what_is_wrong_with_an_address_is_said(memory, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     for url, message in {
         "ftp://x/y": "ftp:// is no storage.*abfs://.*s3://",

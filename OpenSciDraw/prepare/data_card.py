@@ -140,7 +140,8 @@ its reason; all counts are in `summary.json`.
 | label, source_file, tex_file | where it stands in the source |
 | licence | of the paper, where it is known; respect it |
 | sha256, phash | of the file's bytes; perceptual, 256 bits |
-| kind, kind_score, ink, language, caption_words, caption_chars, lossless, ocr_words | measured, see docs/prepare.md |
+| kind, kind_score, ink, text, sharpness, lossless | measured on the picture, see docs/prepare.md |
+| language, caption_words, caption_chars, ocr_words | of the caption; words read in the picture, -1 where it was not read |
 | quality | high, medium or low |
 | duplicates | other pictures that were dropped in favour of this one |
 

@@ -34,7 +34,10 @@ from typing import NoReturn, TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 _MAX_FILE_BYTES = 4 * 2**30  # of any one file that the process writes
-_PRELOAD = ("numpy", "PIL.Image", "pyarrow", "pypdfium2", "resvg_py", "pylatexenc.latex2text", "OpenSciDraw.prepare.extract")
+_PRELOAD = (
+    "numpy", "PIL.Image", "pyarrow", "pypdfium2", "resvg_py", "pylatexenc.latex2text", "OpenSciDraw.prepare.extract",
+    "OpenSciDraw.prepare.language_model",
+)  # fmt: skip
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _LINUX = sys.platform == "linux"
 _ORDER = struct.Struct("dQ")  # to the server: seconds, memory_bytes; with it go the ends of `data` and `status`

@@ -45,7 +45,7 @@ class PrepareSettings(BaseModel):
         ["diagram", "plot"], description="kinds of picture that are kept (measured, not exact: docs/prepare.md)"
     )
     near_duplicate_bits: int = Field(
-        16, ge=0, le=24, description="pictures whose perceptual hashes (256 bits) differ in at most so many are one"
+        12, ge=0, le=24, description="pictures whose perceptual hashes (256 bits) differ in at most so many are one"
     )
     ocr: bool = Field(False, description="read the text in the pictures (needs the extra 'ocr')")
     # -- splits, by paper
