@@ -70,11 +70,12 @@ class Staging:
 
     def has(self, shard: Path) -> bool:
         """Whether a shard (its path here) is there, whole."""
-        return index_path(shard).exists()
+        return index_path(shard).exists() and not shard.exists()  # one that lies here has not been moved yet
 
     def shards(self, kind: str) -> list[Path]:
         """The paths here of all whole shards there."""
-        return [self.folder / kind / _shard_of(index.name) for index in sorted((self.folder / kind).glob("*.index.arrow"))]
+        indices = sorted((self.folder / kind).glob("*.index.arrow"))
+        return [shard for index in indices if self.has(shard := index.with_name(_shard_of(index.name)))]
 
     def publish(self, shard: Path) -> None:
         """Move a shard that was written here (`write_shard`) there; its index stays here too. Raises OSError."""

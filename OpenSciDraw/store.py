@@ -52,7 +52,7 @@ __all__ = [
 
 EMPTY_PROMPT = ""
 _KEY_TYPE = f"S{KEY_BYTES}"
-_NUMBERS = ("bucket_w", "bucket_h", "text_key", "key", "shape", "offset", "nbytes")
+_NUMBERS, _KEYS = {"bucket_w", "bucket_h", "offset", "nbytes"}, {"text_key", "key"}
 _STRINGS = ("id", "caption")
 
 
@@ -191,20 +191,18 @@ class StoreTable:
 
 def _numbers_of(batch: pa.RecordBatch, address: int, checksum: str) -> dict[str, np.ndarray]:
     """The columns that are kept: numbers, keys, and the places of figures' strings in the file mapped at `address`."""
-    found: dict[str, np.ndarray] = {"checksum": batch.column(checksum).to_numpy().astype(np.uint64)}
-    for name in batch.schema.names:
-        column = batch.column(name)
-        if name in _STRINGS and "id" in batch.schema.names:
-            offsets, data = column.buffers()[1:]
-            ends = np.frombuffer(offsets, np.int32, len(column) + 1)
-            found[name] = ends[:-1].astype(np.int64) + (data.address - address if data is not None else 0)
-            found[f"{name}_bytes"] = np.diff(ends)
-        elif name in _NUMBERS and pa.types.is_fixed_size_binary(column.type):
-            found[name] = np.frombuffer(column.buffers()[1], _KEY_TYPE, len(column))
-        elif name in _NUMBERS and pa.types.is_list(column.type):
-            found[name] = column.flatten().to_numpy().reshape(len(column), -1)
-        elif name in _NUMBERS:
-            found[name] = column.to_numpy()
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    found: dict[str, np.ndarray] = {"checksum": columns[checksum].to_numpy().astype(np.uint64)}
+    for name in _NUMBERS & columns.keys():
+        found[name] = columns[name].to_numpy()
+    for name in _KEYS & columns.keys():
+        found[name] = np.frombuffer(columns[name].buffers()[1], _KEY_TYPE, len(batch))
+    found["shape"] = columns["shape"].flatten().to_numpy().reshape(len(batch), -1)
+    for name in _STRINGS if "id" in columns else ():
+        offsets, data = columns[name].buffers()[1:]
+        ends = np.frombuffer(offsets, np.int32, len(batch) + 1)
+        found[name] = ends[:-1].astype(np.int64) + (data.address - address if data is not None else 0)
+        found[f"{name}_bytes"] = np.diff(ends)
     return found
 
 

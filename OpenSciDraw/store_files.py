@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.shards import index_path
 
 _MAX_OPEN_FILES = 128
 Span = tuple[int, int, int]  # shard, first byte, number of bytes
@@ -112,7 +111,7 @@ def _in_memory(file: int, position: int) -> bool:
 def require_whole(names: set[str], folder: Path | str) -> list[str]:
     """The shards among the file names of a folder, sorted. Raises UserError: none, or one without an index."""
     shards = sorted(name for name in names if name.endswith(".parquet"))
-    unfinished = [name for name in shards if index_path(Path(name)).name not in names]
+    unfinished = [name for name in shards if f"{name.removesuffix('.parquet')}.index.arrow" not in names]
     if unfinished:
         raise UserError(
             f"{folder}: {len(unfinished)} shard(s) were not finished ({', '.join(unfinished[:5])}): encoding was "

@@ -138,7 +138,7 @@ def test_a_source_that_is_not_there_or_holds_no_paper_is_a_user_error(tmp_path: 
         find_papers([tmp_path])
 
 
-def test_a_hundred_thousand_files_are_listed_in_seconds(tmp_path: Path) -> None:
+def test_twenty_thousand_files_are_listed_in_seconds(tmp_path: Path) -> None:
     for month in range(20):
         (tmp_path / str(month)).mkdir()
         for number in range(1000):
@@ -266,7 +266,7 @@ def empty_members(count: int) -> bytes:
     (tar({"main.tex": TEX * 100})[:-50], {}, "^damaged archive"),
     (tar({"a.tex": TEX * 100}, mode="w")[:1000], {}, "^damaged archive"),
     (gzip.compress(TEX)[:-8] + b"\0" * 8, {}, "^damaged archive"), (gzip.compress(TEX)[:10] + b"\xff" * 30, {}, "^damaged archive"),
-    (tar({"main.tex": TEX})[:-8] + b"\0" * 8, {}, "^damaged archive"),
+    (gzip.compress(tar({"main.tex": TEX}, mode="w") + bytes(2**20))[:-8] + b"\0" * 8, {}, "^damaged archive"),
     (tar({f"{n}.tex": b"" for n in range(11)}), {"files": 10}, "^too many files: more than 10"),
     (tar({"a.tex": b"x" * 1001}), {"file_bytes": 1000}, "^too large: 'a.tex' has more than 1000 bytes"),
     (tar({"a.tex": b"x" * 600, "b.tex": b"y" * 600}, mode="w"), {"unpacked_bytes": 1000}, "^too large: more than 1000 bytes"),

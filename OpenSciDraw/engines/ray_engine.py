@@ -1,19 +1,24 @@
 """`--engine ray`: encode and prepare as Ray Data pipelines over the machines of a cluster. Same shards, same bytes.
 
-    figures    decode and fit (CPU tasks) -> VAE (one actor a GPU) -> write the shard (CPU tasks)
+    figures    VAE (one actor a GPU), which has figures decoded ahead of it (CPU tasks) -> write the shard (CPU tasks)
     captions   text encoder and writing (one actor a GPU): a shard of embeddings is too large to be handed on
     papers     unpack, parse, draw and write (CPU tasks, each paper in a bounded process of its own)
 
-The unit that travels is a shard, because what is encoded in one batch decides the last bits. A shard is written whole
-or not at all, so what a lost worker had in flight is done again: by Ray, or by the same command.
-Files must be where every machine sees them: figures or papers, the store, and a local model folder.
+The unit that travels is a shard, because what is encoded in one batch decides the last bits. Its pictures do not travel
+as one: 256 of 1024 x 1024 px are 0.8 GB, and took 2 GB in the process that decoded them; an encoder has a few at a time
+decoded, in their order. A shard is written whole or not at all, so what a lost worker had in flight is done again: by
+Ray, or by the same command. Files must be where every machine sees them, under the same path.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import pickle
-from collections.abc import Callable, Sequence
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +27,19 @@ from tqdm import tqdm
 from OpenSciDraw.errors import UserError
 
 if TYPE_CHECKING:
-    from OpenSciDraw.config import Config
-    from OpenSciDraw.encode import Work
+    from OpenSciDraw.config import Config, EncodeConfig
+    from OpenSciDraw.datasets.figures import FigureRef, Rejection
+    from OpenSciDraw.encode import Prepared, Work
+    from OpenSciDraw.models.base import FigureModel
     from OpenSciDraw.prepare.extract import ShardJob
     from OpenSciDraw.prepare.settings import PrepareSettings
     from OpenSciDraw.shards import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
-Item = dict[str, Any]  # a row of a Ray dataset: `value`, pickled
+_RETRIES = 3  # of one shard whose worker died; Ray would try for ever, and a shard that kills its worker does so each time
+_CHUNK, _AHEAD = 8, 4  # figures that one task decodes; such tasks in flight for an encoder: 0.1 GB at 1024 px
+_CPU = {"num_cpus": 0.5}  # decoding and writing wait for files half of the time; and a cluster of one CPU has room for both
+Item = dict[str, Any]  # a row of a Ray dataset
 
 
 def encode(
@@ -38,60 +48,93 @@ def encode(
     """Encode the shards that are missing.
 
     Raises:
-        UserError: Ray is not installed; shards that could not be encoded.
+        UserError: Ray is not installed; a machine has another model; workers that die again and again; shards that are
+            not here afterwards.
+        OSError: as on the worker, a full disk for example.
     """
-    actors = _start()
+    _start()
     if text:
-        dataset = _dataset([(work, text_contract) for work in text])
-        encoded = dataset.map(_CaptionEncoder, fn_constructor_args=[config], **actors)
-        _run(encoded, [len(work.items) for work in text], "captions", "caption")
+        encoded = _dataset(text).map(_CaptionEncoder, fn_constructor_args=[config, text_contract], **_encoders(len(text)))
+        rows = _run(encoded, [len(work.items) for work in text], "captions", "caption")
+        cut, total = sum(row["cut"] for row in rows), sum(row["count"] for row in rows)
+        if cut:
+            _LOG.warning("%d of %d captions were cut at max_sequence_length", cut, total)
     if figures:
-        dataset = _dataset([(work, figures_contract, config.encode) for work in figures])
-        encoded = dataset.map(_decode, num_cpus=1).map(_FigureEncoder, fn_constructor_args=[config], **actors)
-        _run(encoded.map(_write, num_cpus=1), [len(work.items) for work in figures], "figures", "figure")
+        arguments = [config, figures_contract]
+        encoded = _dataset(figures).map(_FigureEncoder, fn_constructor_args=arguments, **_encoders(len(figures)))
+        _run(encoded.map(_write, **_CPU), [len(work.items) for work in figures], "figures", "figure")
     _require_written([*text, *figures])
 
 
 def run_prepare(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path) -> None:
-    """Extract the shards of papers that are missing. Raises UserError as `encode`."""
+    """Extract the shards of papers that are missing. Raises as `encode`."""
     _start()
     dataset = _dataset([(job, settings, scratch.absolute()) for job in jobs])
     _run(dataset.map(_extract, num_cpus=1), [len(job.papers) for job in jobs], "papers", "paper")
     _require_written(jobs)
 
 
-def _start() -> dict[str, Any]:
-    """Join the cluster (RAY_ADDRESS, or the one of this machine, or a new one). Returns how encoder actors are placed."""
+# -- the cluster ---------------------------------------------------------------------------------
+def _start() -> None:
+    """Join the cluster: RAY_ADDRESS, or the one of this machine, or a new one."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise UserError("--engine ray needs Ray: pip install 'OpenSciDraw[ray]' (or '.[ray]').") from error
+    if int(os.environ.get("RANK", 0)) > 0:
+        raise UserError("--engine ray is one command for the whole cluster: start it once, without accelerate or torchrun.")
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts figures, Ray's count blocks
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and said once
+
+
+def _encoders(shards: int) -> dict[str, Any]:
+    """How encoder actors are placed: one on each GPU, or on half of the CPUs of a cluster without; no more than shards."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    count = gpus or max(1, int(resources.get("CPU", 1)) // 2)
-    _LOG.info("Ray: %d machine(s), %g CPUs, %d GPUs; %d encoder(s)", len(ray.nodes()), resources.get("CPU", 0), gpus, count)
-    place = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    return {"compute": ray.data.ActorPoolStrategy(size=count), **place}  # lost actors are started again, their shards too
+    cpus, gpus = resources.get("CPU", 0), int(resources.get("GPU", 0))
+    count = min(shards, gpus or max(1, int(cpus) // 2))
+    machines = sum(node["Alive"] for node in ray.nodes())
+    _LOG.info("Ray: %d machine(s), %g CPUs, %d GPUs; %d encoder(s) for %d shard(s)", machines, cpus, gpus, count, shards)
+    place = {**_CPU, "num_gpus": 1} if gpus else _CPU
+    return {"compute": ActorPoolStrategy(size=count), "max_task_retries": _RETRIES, **place}
 
 
 def _dataset(items: Sequence[Any]) -> Any:
     """One block for each item, so that each is a task of its own."""
     import ray.data
 
-    values = [{"value": pickle.dumps(item, protocol=5)} for item in items]
+    values = [_pack(item) for item in items]
     return ray.data.from_items(values, override_num_blocks=len(values))
 
 
-def _run(dataset: Any, sizes: Sequence[int], what: str, unit: str) -> None:
-    with tqdm(total=sum(sizes), desc=what, unit=unit) as bar:
-        for row in dataset.iter_rows():
-            bar.update(row["count"])
+def _run(dataset: Any, sizes: Sequence[int], what: str, unit: str) -> list[Item]:
+    """The rows that come out; an error is raised as it was on its worker."""
+    from ray.exceptions import RayError, RayTaskError
+
+    rows = []
+    try:
+        with tqdm(total=sum(sizes), desc=what, unit=unit) as bar:
+            for row in dataset.iter_rows():
+                rows.append(row)
+                bar.update(row["count"])
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+            cause = cause.cause
+        raise cause from error
+    except RayError as error:
+        raise UserError(
+            f"Workers died {_RETRIES + 1} times in the same work, of memory for example: see Ray's logs on their machines. What is "
+            f"finished is kept: run the same command again.\n  {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    return rows
 
 
 def _require_written(works: Sequence[Work] | Sequence[ShardJob]) -> None:
@@ -103,64 +146,122 @@ def _require_written(works: Sequence[Work] | Sequence[ShardJob]) -> None:
         )
 
 
+# -- what travels --------------------------------------------------------------------------------
+def _pack(value: Any, **columns: int) -> Item:
+    return {"value": pickle.dumps((os.getcwd(), value), protocol=5), **columns}
+
+
+def _unpack(item: Item) -> Any:
+    """The value, in the folder in which the command was started: relative paths of a config begin there."""
+    folder, value = pickle.loads(item["value"])
+    _enter(folder)
+    return value
+
+
+def _enter(folder: str) -> None:
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{socket.gethostname()} has no folder {folder}, in which the command was started. Start it in a folder that all "
+            "machines have."
+        )
+    os.chdir(folder)
+
+
 # -- on the workers ------------------------------------------------------------------------------
 def _extract(item: Item) -> Item:
     from OpenSciDraw.prepare.extract import run_job
 
-    job, settings, scratch = pickle.loads(item["value"])
+    job, settings, scratch = _unpack(item)
     scratch.mkdir(parents=True, exist_ok=True)
     run_job(job, settings, scratch)
     return {"count": len(job.papers)}
 
 
-def _decode(item: Item) -> Item:
-    """A shard's figures, decoded and fitted into their buckets."""
-    from OpenSciDraw.encode import Decoder
-
-    work, contract, encode_config = pickle.loads(item["value"])
-    decoder = Decoder(work.items, encode_config)
-    return {"value": pickle.dumps((work, contract, [decoder[n] for n in range(len(decoder))]), protocol=5)}
-
-
 class _Encoder:
-    """A model on the device that Ray gave to this actor."""
+    """A model on the device that Ray gave to this actor. It is loaded by the first shard, whose error it then is."""
 
-    def __init__(self, config: Config, load: Callable[[Any], None]):
+    part = component = ""  # of the contract and of the model
+
+    def __init__(self, config: Config, contract: Contract):
+        self.config, self.contract = config, contract
+
+    @cached_property
+    def model(self) -> FigureModel:
+        """Raises UserError when this machine's files are not those of the machine that wrote the contract."""
         from OpenSciDraw.encode import Place
         from OpenSciDraw.models.base import build_model
 
-        self.config = config
-        self.model = build_model(config, Place(0, 1, 0).device())
-        load(self.model)
+        model = build_model(self.config, Place(0, 1, 0).device())
+        model.download([self.component])
+        model.load_empty_vae()
+        differences = self.contract.differences(model.contract(), [self.part])
+        if differences:
+            raise UserError(
+                f"The model on {socket.gethostname()} is not the one of the machine on which the command was started ('here'):\n  "
+                + "\n  ".join(differences) + "\nSet revision, or a model folder that all machines share."
+            )  # fmt: skip
+        self.load(model)
+        return model
+
+    def load(self, model: FigureModel) -> None:
+        raise NotImplementedError
 
 
 class _CaptionEncoder(_Encoder):
-    def __init__(self, config: Config):
-        super().__init__(config, lambda model: model.load_text_encoder())
+    part, component = "text", "text_encoder"
+
+    def load(self, model: FigureModel) -> None:
+        model.load_text_encoder()
 
     def __call__(self, item: Item) -> Item:
         from OpenSciDraw.encode import encode_captions
 
-        work, contract = pickle.loads(item["value"])
-        encode_captions(self.model, work, contract, self.config.encode.batch_size, tqdm(disable=True))
-        return {"count": len(work.items)}
+        work: Work = _unpack(item)
+        before = self.model.truncated_prompts
+        encode_captions(self.model, work, self.contract, self.config.encode.batch_size, tqdm(disable=True))
+        return {"count": len(work.items), "cut": self.model.truncated_prompts - before}
 
 
 class _FigureEncoder(_Encoder):
-    def __init__(self, config: Config):
-        super().__init__(config, lambda model: model.load_vae())
+    part, component = "latents", "vae"
+
+    def load(self, model: FigureModel) -> None:
+        model.load_vae()
 
     def __call__(self, item: Item) -> Item:
         from OpenSciDraw.encode import figure_rows
 
-        work, contract, decoded = pickle.loads(item["value"])
-        rows, rejections = figure_rows(self.model, iter(decoded), len(decoded), self.config.encode.batch_size, tqdm(disable=True))
-        return {"value": pickle.dumps((work, contract, rows, rejections), protocol=5)}
+        work: Work = _unpack(item)
+        decoded = _decoded(work.items, self.config.encode)
+        rows, rejections = figure_rows(self.model, decoded, len(work.items), self.config.encode.batch_size, tqdm(disable=True))
+        return _pack((work, self.contract, rows, rejections))
+
+
+def _decoded(refs: Sequence[FigureRef], encode_config: EncodeConfig) -> Iterator[Prepared | Rejection]:
+    """Figures in their order, decoded on any machine; few enough in flight that memory does not grow with the shard."""
+    import ray
+
+    decode = ray.remote(max_retries=_RETRIES, **_CPU)(_decode)
+    waiting: deque[Any] = deque()
+    for start in range(0, len(refs), _CHUNK):
+        if len(waiting) == _AHEAD:
+            yield from ray.get(waiting.popleft())
+        waiting.append(decode.remote(os.getcwd(), refs[start : start + _CHUNK], encode_config))
+    while waiting:
+        yield from ray.get(waiting.popleft())
+
+
+def _decode(folder: str, refs: Sequence[FigureRef], encode_config: EncodeConfig) -> list[Prepared | Rejection]:
+    from OpenSciDraw.encode import Decoder
+
+    _enter(folder)
+    decoder = Decoder(refs, encode_config)
+    return [decoder[number] for number in range(len(decoder))]
 
 
 def _write(item: Item) -> Item:
     from OpenSciDraw.encode import write_figures
 
-    work, contract, rows, rejections = pickle.loads(item["value"])
+    work, contract, rows, rejections = _unpack(item)
     write_figures(work, rows, rejections, contract)
     return {"count": len(work.items)}

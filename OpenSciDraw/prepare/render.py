@@ -31,6 +31,7 @@ _PNG_LEVEL = 6
 _JPEG = {"quality": 95, "subsampling": 0}
 _POINT = 72.0  # PDF points an inch
 _MAX_POINTS = 1e5  # of a page's side: no page is larger than 35 m
+_BITMAPS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 _MAX_STARTS = 1024  # bytes in which a file must say what it is
 _SHARE = 4  # a picture may take 1 / 4 of its paper's time
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
@@ -79,6 +80,8 @@ def render(path: Path, *, dpi: int, max_side: int, limits: Limits, scratch: Path
         path = _plain(path, limits, scratch)
         with path.open("rb") as file:
             head = file.read(_MAX_STARTS)
+        if head.startswith(_BITMAPS):  # first: their metadata may quote the marks of the others
+            return _from_bitmap(path.read_bytes(), max_side, limits, options)
         if b"%PDF-" in head:
             return _from_pdf(path, dpi, max_side, page, options, limits.seconds / _SHARE)
         if head.startswith((b"%!", b"\xc5\xd0\xd3\xc6")) or b"%!PS" in head:
@@ -279,8 +282,10 @@ def _eps_to_pdf(path: Path, scratch: Path, limits: Limits) -> Path:
     ghostscript = shutil.which("gs")
     if ghostscript is None:
         raise RejectedPicture("EPS: ghostscript (gs) is not here: install it to have EPS drawn")
-    pdf = _new_file(scratch, "eps", ".pdf").absolute()
-    command = [ghostscript, *_GHOSTSCRIPT, f"-sOutputFile={pdf}", "-f", str(path.absolute())]
+    eps = _new_file(scratch, "eps", ".eps")
+    eps.write_bytes(_with_box_first(path.read_bytes()))
+    pdf = eps.with_suffix(".pdf").absolute()
+    command = [ghostscript, *_GHOSTSCRIPT, f"-sOutputFile={pdf}", "-f", str(eps.absolute())]
     environment = {"PATH": os.environ.get("PATH", ""), "TMPDIR": str(scratch.absolute())}
     try:
         code, printed = run_program(
@@ -292,3 +297,13 @@ def _eps_to_pdf(path: Path, scratch: Path, limits: Limits) -> Path:
         lines = [line for line in printed.splitlines() if line.strip()]
         raise RejectedPicture(f"EPS: ghostscript: {lines[0][:200] if lines else f'exit code {code}'}")
     return pdf
+
+
+def _with_box_first(data: bytes) -> bytes:
+    """An EPS as ghostscript sees its box: nothing stands before %!, and the box not at the end."""
+    if data.startswith(b"\xc5\xd0\xd3\xc6"):  # it knows this header
+        return data
+    data = data[data.index(b"%!") :]
+    later = rb"%%((?:HiRes)?BoundingBox):[ \t]*\(atend\)"
+    boxes = dict(re.findall(rb"^%%((?:HiRes)?BoundingBox):[ \t]*([-+.\d][-+.\d \t]*)", data, re.MULTILINE))
+    return re.sub(later, lambda found: b"%%" + found[1] + b": " + boxes.get(found[1], b"(atend)"), data)
