@@ -168,9 +168,7 @@ def main(config: Config, engine: str = "local") -> int:
     else:
         _encode_text(model, encode, _share(missing_text, place), text_contract, target)
         _encode_figures(model, _share(missing_figures, place), figures_contract, encode, target.finished)
-    _summarise(folder, figure_work, text_work, rejected, place)
-    if (folder / "rejected.jsonl").exists():
-        target.finished(folder / "rejected.jsonl")
+    _summarise(target, figure_work, text_work, rejected, place)
     return 0
 
 
@@ -394,8 +392,11 @@ def _figure_row(item: Prepared, latents: Tensor) -> Row:
     return Row(columns, latents)
 
 
-def _summarise(folder: Path, figures: list[Work], text: list[Work], rejected: Sequence[Rejection], place: Place) -> None:
+def _summarise(target: Target, figures: list[Work], text: list[Work], rejected: Sequence[Rejection], place: Place) -> None:
     """The last process to finish writes rejected.jsonl; it needs no word from the others."""
+    folder = target.folder
+    if target.staging is not None:
+        target.staging.refresh()  # others may have brought shards meanwhile
     unfinished = sum(not index_path(work.path).exists() for work in [*figures, *text])
     if unfinished:
         _LOG.info("process %d is done; %d shard(s) are still with other processes", place.rank, unfinished)
@@ -403,8 +404,10 @@ def _summarise(folder: Path, figures: list[Work], text: list[Work], rejected: Se
     infos = [info for work in figures if (info := read_shard_info(work.path)) is not None]
     all_rejected = [*rejected, *(Rejection(**r) for info in infos for r in info.facts["rejected"])]
     write_rejected(folder / "rejected.jsonl", all_rejected)
+    target.finished(folder / "rejected.jsonl")
     rows = sum(info.facts["rows"] for info in infos)
-    _LOG.info("%s: %d figures in %d shards, %d captions", folder, rows, len(infos), sum(len(w.items) for w in text))
+    where = folder if target.staging is None else target.staging.remote.url
+    _LOG.info("%s: %d figures in %d shards, %d captions", where, rows, len(infos), sum(len(w.items) for w in text))
     if all_rejected:
         reasons: defaultdict[str, int] = defaultdict(int)
         for rejection in all_rejected:
