@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import socket
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -54,15 +55,17 @@ def encode(
     """
     _start()
     if text:
-        encoded = _dataset(text).map(_CaptionEncoder, fn_constructor_args=[config, text_contract], **_encoders(len(text)))
+        arguments = [config, text_contract]
+        encoded = _map(_dataset(text), _CaptionEncoder, fn_constructor_args=arguments, **_encoders(len(text)))
         rows = _run(encoded, [len(work.items) for work in text], "captions", "caption")
         cut, total = sum(row["cut"] for row in rows), sum(row["count"] for row in rows)
         if cut:
             _LOG.warning("%d of %d captions were cut at max_sequence_length", cut, total)
     if figures:
         arguments = [config, figures_contract]
-        encoded = _dataset(figures).map(_FigureEncoder, fn_constructor_args=arguments, **_encoders(len(figures)))
-        _run(encoded.map(_write, **_CPU), [len(work.items) for work in figures], "figures", "figure")
+        encoded = _map(_dataset(figures), _FigureEncoder, fn_constructor_args=arguments, **_encoders(len(figures)))
+        written = _map(encoded, _write, max_retries=_RETRIES, **_CPU)
+        _run(written, [len(work.items) for work in figures], "figures", "figure")
     _require_written([*text, *figures])
 
 
@@ -70,7 +73,8 @@ def run_prepare(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Pa
     """Extract the shards of papers that are missing. Raises as `encode`."""
     _start()
     dataset = _dataset([(job, settings, scratch.absolute()) for job in jobs])
-    _run(dataset.map(_extract, num_cpus=1), [len(job.papers) for job in jobs], "papers", "paper")
+    extracted = _map(dataset, _extract, max_retries=_RETRIES, num_cpus=1)
+    _run(extracted, [len(job.papers) for job in jobs], "papers", "paper")
     _require_written(jobs)
 
 
@@ -103,7 +107,7 @@ def _encoders(shards: int) -> dict[str, Any]:
     machines = sum(node["Alive"] for node in ray.nodes())
     _LOG.info("Ray: %d machine(s), %g CPUs, %d GPUs; %d encoder(s) for %d shard(s)", machines, cpus, gpus, count, shards)
     place = {**_CPU, "num_gpus": 1} if gpus else _CPU
-    return {"compute": ActorPoolStrategy(size=count), "max_task_retries": _RETRIES, **place}
+    return {"compute": ActorPoolStrategy(size=count), "max_restarts": _RETRIES, **place}
 
 
 def _dataset(items: Sequence[Any]) -> Any:
@@ -112,6 +116,12 @@ def _dataset(items: Sequence[Any]) -> Any:
 
     values = [_pack(item) for item in items]
     return ray.data.from_items(values, override_num_blocks=len(values))
+
+
+def _map(dataset: Any, task: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of limits to retries: Ray 2.64 will not take them here
+        return dataset.map(task, **options)
 
 
 def _run(dataset: Any, sizes: Sequence[int], what: str, unit: str) -> list[Item]:
@@ -124,15 +134,15 @@ def _run(dataset: Any, sizes: Sequence[int], what: str, unit: str) -> list[Item]
             for row in dataset.iter_rows():
                 rows.append(row)
                 bar.update(row["count"])
-    except RayTaskError as error:
+    except RayError as error:
         cause: BaseException = error
         while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
             cause = cause.cause
-        raise cause from error
-    except RayError as error:
+        if not isinstance(cause, RayError):
+            raise cause from error
         raise UserError(
-            f"Workers died {_RETRIES + 1} times in the same work, of memory for example: see Ray's logs on their machines. What is "
-            f"finished is kept: run the same command again.\n  {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"A worker died {_RETRIES + 1} times in the same work, of memory for example: see Ray's logs on its machine. What is "
+            f"finished is kept: run the same command again.\n  {type(cause).__name__}: {str(cause).splitlines()[0]}"
         ) from error
     return rows
 

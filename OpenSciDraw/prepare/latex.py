@@ -1,9 +1,7 @@
 """A LaTeX source tree -> its figures: one LatexFigure for each picture, with the caption that belongs to it.
 
 The document is made flat (latex_macros), its environments, groups, pictures and captions become a tree
-(latex_tree), and a picture belongs to the caption of the smallest part of the tree that holds both. Where
-several captions stand beside each other, pictures and captions pair in order; what stays ambiguous is
-reported and never guessed.
+(latex_tree), and each picture finds its caption there (latex_pairs).
 """
 
 from __future__ import annotations
@@ -13,22 +11,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from OpenSciDraw.prepare.caption_text import readable
+from OpenSciDraw.prepare.caption_text import known_macros, readable
 from OpenSciDraw.prepare.latex_macros import MARKS, Expander, Flat
+from OpenSciDraw.prepare.latex_pairs import Caption, Picture, Unit, units
 from OpenSciDraw.prepare.latex_source import GRAPHICS, Project, normal
-from OpenSciDraw.prepare.latex_tree import Caption, Picture, Scope, parse
+from OpenSciDraw.prepare.latex_tree import parse
 from OpenSciDraw.prepare.settings import Limits
 
-_REFERENCE = re.compile(r"\\(?:[Cc]?ref|autoref|[vV]ref|subref|Cref|[A-Za-z]{0,8}ref)\*?\s*\{([^{}]{1,300})\}")
+_REFERENCE = re.compile(
+    r"\\(?:[A-Za-z]{0,10}ref|[cC](?:page)?refrange)\*?\s*(?:\{([^{}]{1,300})\}(?:\{([^{}]{1,300})\})?|\[([^\[\]]{1,300})\])"
+)
 _BREAK = re.compile(
-    r"\n[ \t]*\n|\\par(?![A-Za-z])|\\(?:chapter|section|subsection|subsubsection|paragraph)\*?\s*(?:\[[^\]]*\])?\{[^{}]*\}|"
+    r"\n[ \t]*\n|\\par(?![A-Za-z])|\\(?:chapter|(?:sub)*section|paragraph)\*?\s*(?:\[[^\]]{0,500}\])?\{[^{}]{0,500}\}|"
     r"\\(?:begin|end)\{(?:document|abstract|itemize|enumerate|thebibliography)\}|\\item(?![A-Za-z])"
 )
-_FLOATS = re.compile(r"\\begin\{((?:wrap|side|SC|floating|margin)?(?:figure|table)\*?)\}.*?\\end\{\1\}", re.DOTALL)
+_FLOAT = re.compile(r"\\(begin|end)\{(?:wrap|side|SC|floating|margin|sideways|long)?(?:figure|table)\*?\}")
 _PREAMBLE = re.compile(
-    r"\\(usepackage|usetikzlibrary|usepgfplotslibrary|pgfplotsset|tikzset|definecolor|colorlet|pgfmathdeclarefunction|tikzstyle|"
-    r"pgfdeclarelayer|pgfsetlayers|ctikzset|tikzcdset|forestset)(?![A-Za-z])"
+    r"\\(usepackage|usetikzlibrary|usepgfplotslibrary|usepgflibrary|pgfplotsset|tikzset|definecolor|colorlet|tikzstyle|ctikzset|"
+    r"pgfmathdeclarefunction|pgfdeclarelayer|pgfsetlayers|tikzcdset|forestset|pgfkeys|pgfplotscreateplotcyclelist|pgfplotstableread|"
+    r"setlength|newlength)(?![A-Za-z])"
 )
+_ARGUMENT_OPENS = re.compile(r"\s*(?:=\s*)?(?:(\\[A-Za-z]+)|([\[{]))")
+_TAKES_MACROS = {"setlength": 2, "newlength": 1, "pgfplotstableread": 3}  # \\setlength\\x{3cm}: so many arguments
+_DRAWABLE = (*GRAPHICS, ".epsi", ".epsf")
 _MAX_CONTEXT_CHARS, _MAX_CONTEXT_PARAGRAPHS = 4000, 8
 
 
@@ -67,83 +72,72 @@ def read_figures(root: Path, limits: Limits) -> PaperFigures:
     """The figures of the LaTeX source below `root`, in order. What is wrong with the source is in `problems`.
 
     Files that no main document inputs are not read: a reader of the paper does not see them. Without any main
-    document every TeX file is one.
+    document every TeX file is one. A picture with the same caption in two documents of a paper is given once.
     """
     project = Project(root, limits)
-    mains = project.main_files()
-    found = PaperFigures(problems=project.problems, main_files=mains)
-    candidates = mains or project.tex_files()
-    if not candidates:
+    found = PaperFigures(problems=project.problems, main_files=project.main_files())
+    if not found.main_files:
         project.problem("no TeX file")
-    seen: set[str] = set()
-    for main in candidates:
-        if main in seen:
+    read: set[str] = set()
+    seen: set[tuple[object, ...]] = set()
+    number = 0
+    for main in found.main_files:
+        if main in read:
             continue
-        flat = Expander(project, _known_macros()).run(main)
-        seen |= flat.files
-        for figure in _Document(project, flat, main, len({f.figure_id for f in found.figures})).figures():
+        flat = Expander(project, known_macros()).run(main)
+        read |= flat.files
+        document = _Document(project, flat, main, number)
+        for figure in document.figures():
             if len(found.figures) >= limits.figures:
                 project.problem(f"more than {limits.figures} pictures: the rest is left out")
                 return found
-            if not any(_same(figure, other) for other in found.figures):
+            drawn = (figure.graphic, figure.page, figure.options, figure.tikz, figure.caption, figure.parent_caption)
+            if figure.reason is not None or drawn not in seen:
                 found.figures.append(figure)
+                seen.add(drawn)
+        number = document.number
     return found
 
 
-def _same(a: LatexFigure, b: LatexFigure) -> bool:
-    """The same picture with the same caption: two main documents of one paper."""
-    drawn = (a.graphic, a.page, a.options, a.tikz)
-    return drawn == (b.graphic, b.page, b.options, b.tikz) and a.reason is None and _captions(a) == _captions(b)
-
-
-def _captions(figure: LatexFigure) -> tuple[str, str]:
-    return figure.caption, figure.parent_caption
-
-
-def _known_macros() -> frozenset[str]:
-    from OpenSciDraw.prepare.caption_text import _CITES, _GONE_1, _KEEP_1, _KEEP_2
-
-    return frozenset([*_CITES, *_GONE_1, *_KEEP_1, *_KEEP_2])
-
-
-@dataclass
-class _Unit:
-    """Pictures that share a caption: a figure as a reader counts them."""
-
-    pictures: list[tuple[Picture, str, str]]  # picture, its own caption, its own label
-    caption: Caption | None
-    label: str
-    reason: str | None = None
-
-
 class _Document:
-    def __init__(self, project: Project, flat: Flat, main: str, first: int):
+    """`number` counts the figures, on from those of the documents before."""
+
+    def __init__(self, project: Project, flat: Flat, main: str, number: int):
         self.project, self.flat, self.main = project, flat, main
-        self._number = first
-        self._paragraphs: list[str] | None = None
+        self.number = number
+        self._preamble: str | None = None
+        self._paragraphs: list[str] = []
+        self._texts: dict[int, str] = {}  # readable, by number of paragraph
+        self._referring: dict[str, list[int]] | None = None  # paragraphs, by the label that they refer to
 
     def figures(self) -> Iterator[LatexFigure]:
+        before: Caption | None = None
         for scope in parse(self.flat.text, self.project.limits.depth):
-            for unit in _units(scope):
-                self._number += 1
+            for unit in units(scope):
+                if unit.caption is None and scope.is_loose:
+                    continue  # a picture in the text
+                if unit.caption is None and scope.continued and unit.reason is None:
+                    unit.caption = before
+                before = unit.caption
+                self.number += 1
                 yield from self._unit_figures(unit)
 
-    def _unit_figures(self, unit: _Unit) -> Iterator[LatexFigure]:
+    def _unit_figures(self, unit: Unit) -> Iterator[LatexFigure]:
         parent = readable(MARKS.sub("", unit.caption.text)) if unit.caption else ""
         texts = {caption: readable(MARKS.sub("", caption)) for _, caption, _ in unit.pictures}
         for index, (picture, own, label) in enumerate(unit.pictures):
             caption = texts[own]
-            context, folder = self._context(picture.context)
+            file, folder = self._context(picture.context)
             yield replace(
                 self._picture(picture, folder, unit.reason),
-                figure_id=f"fig{self._number}",
+                figure_id=f"fig{self.number}",
                 panel=_letters(index) if len(unit.pictures) > 1 else "",
                 caption=caption or parent,
                 parent_caption=parent if caption else "",
                 panels=len(unit.pictures),
                 label=label or unit.label,
-                context=self._referring({label, unit.label} - {""}),
-                tex_file=context,
+                context=self._context_of({label, unit.label} - {""}),
+                tex_file=file.encode("utf-8", "backslashreplace").decode(),
             )
 
     def _context(self, number: int) -> tuple[str, str]:
@@ -156,9 +150,7 @@ class _Document:
             return figure
         if picture.tikz is not None:
             source = self.flat.tikz[picture.tikz] if isinstance(picture.tikz, int) else picture.tikz
-            return replace(figure, tikz=source, preamble=self._preamble())
-        if picture.reason:
-            return replace(figure, reason=picture.reason)
+            return replace(figure, tikz=MARKS.sub("", source), preamble=self._tikz_preamble())
         name = _file_name(picture.name, self.main)
         path = self._find_graphic(name, picture, folder)
         if path is None:
@@ -168,121 +160,75 @@ class _Document:
 
     def _find_graphic(self, name: str, picture: Picture, folder: str) -> str | None:
         """As LaTeX looks: the folder of the document, then \\graphicspath, with the name as it is or an extension."""
-        tex_folder = self._context(picture.context)[0].rpartition("/")[0]
-        main_folder = self.main.rpartition("/")[0]
-        folders = list(dict.fromkeys([folder, main_folder, tex_folder]))
-        for entry in picture.paths:
-            folders += [joined for base in (folder, main_folder, tex_folder) if (joined := normal(base, entry)) is not None]
-        extensions = ("", *GRAPHICS) if name.lower().endswith(GRAPHICS) else (*GRAPHICS, "")
-        found = self.project.find(name, folders, extensions)
-        if found is None and "." in name:  # converted by pdflatex or by arXiv from the file that is named
-            stem = name.rpartition(".")[0]
-            found = self.project.find(stem, folders, ("-eps-converted-to.pdf", *GRAPHICS))
-        return found if found is not None and found.lower().endswith((*GRAPHICS, ".epsi", ".epsf")) else None
+        if not name:
+            return None
+        tex_folder, main_folder = self._context(picture.context)[0].rpartition("/")[0], self.main.rpartition("/")[0]
+        is_whole = name.lower().endswith(_DRAWABLE)
+        own = (*picture.extensions, *(kind for kind in GRAPHICS if kind not in picture.extensions))
+        extensions = ("", *own) if is_whole else (*own, "")
+        stem = name.rpartition(".")[0] if is_whole else ""
+        converted = ("-eps-converted-to.pdf", *GRAPHICS)  # by pdflatex or by arXiv, from the file that is named
+        for bases in ((folder, main_folder), (tex_folder, "")):  # the second: where authors mean it, who run TeX elsewhere
+            folders = list(dict.fromkeys(bases))
+            for entry in picture.paths:
+                joined = [normal(base, entry, folder_name=True) for base in dict.fromkeys(bases)]
+                folders += [there for there in joined if there is not None]
+            found = self.project.find(name, folders, extensions)
+            if found is None and stem:
+                found = self.project.find(stem, folders, converted)
+            if found is not None:
+                return found if found.lower().endswith(_DRAWABLE) else None
+        return None
 
-    def _preamble(self) -> str:
+    def _tikz_preamble(self) -> str:
         """Packages, libraries and styles that stand in the document, and the author's macros."""
-        lines = []
-        for found in _PREAMBLE.finditer(self.flat.text):
-            end = _statement_end(self.flat.text, found.end())
-            lines.append(self.flat.text[found.start() : end])
-        return MARKS.sub("", "\n".join(dict.fromkeys([*lines, *self.flat.definitions])))[:200_000]
+        if self._preamble is None:
+            text = self.flat.text
+            ends = ((found.start(), _statement_end(text, found[1], found.end())) for found in _PREAMBLE.finditer(text))
+            lines = [text[start:end] for start, end in ends]
+            self._preamble = MARKS.sub("", "\n".join(dict.fromkeys([*lines, *self.flat.definitions])))[:200_000]
+        return self._preamble
 
     # -- context -----------------------------------------------------------------------------------
-    def _referring(self, labels: set[str]) -> str:
+    def _context_of(self, labels: set[str]) -> str:
+        """The paragraphs that refer to one of the labels, each once, in order."""
         if not labels:
             return ""
-        if self._paragraphs is None:
-            body = _FLOATS.sub("\n\n", MARKS.sub("", self.flat.text.partition("\\begin{document}")[2] or self.flat.text))
-            self._paragraphs = [p for p in _BREAK.split(body) if p and "ref" in p and _REFERENCE.search(p)]
-        found: list[str] = []
-        for paragraph in self._paragraphs:
-            names = {name.strip() for match in _REFERENCE.finditer(paragraph) for name in match[1].split(",")}
-            if names & labels:
-                found.append(readable(paragraph[:20_000]))
-                if len(found) == _MAX_CONTEXT_PARAGRAPHS:
-                    break
-        return "\n\n".join(dict.fromkeys(found))[:_MAX_CONTEXT_CHARS]
+        if self._referring is None:
+            self._referring = self._index()
+        numbers = sorted({number for label in labels for number in self._referring.get(label, [])})[:_MAX_CONTEXT_PARAGRAPHS]
+        for number in numbers:
+            if number not in self._texts:
+                self._texts[number] = readable(self._paragraphs[number][:20_000])
+        return "\n\n".join(dict.fromkeys(self._texts[number] for number in numbers))[:_MAX_CONTEXT_CHARS]
+
+    def _index(self) -> dict[str, list[int]]:
+        text = MARKS.sub("", self.flat.text)
+        body = _without_floats(text.partition("\\begin{document}")[2] or text)
+        referring: dict[str, list[int]] = {}
+        for paragraph in _BREAK.split(body):
+            groups = [group for match in _REFERENCE.finditer(paragraph) for group in match.groups("")]
+            names = {name.strip() for group in groups for name in group.split(",")} - {""}
+            if names:
+                self._paragraphs.append(paragraph)
+            for name in names:
+                referring.setdefault(name, []).append(len(self._paragraphs) - 1)
+        return referring
 
 
-# -- pairing ---------------------------------------------------------------------------------------
-def _units(scope: Scope, inside: bool = False) -> list[_Unit]:
-    """The figures in a figure environment (or in what \\captionof makes one)."""
-    groups = _grouped(scope)
-    units: list[_Unit] = []
-    for pictures, caption, reason in groups:
-        if pictures:
-            label = caption.label if caption is not None and caption.label else scope.label
-            units.append(_Unit(pictures, caption, label, reason))
-    return units
-
-
-_Own = tuple[Picture, str, str]
-
-
-def _grouped(scope: Scope) -> list[tuple[list[_Own], Caption | None, str | None]]:
-    """(pictures, caption, why they cannot be paired) in a scope, from the inside out."""
-    row: list[_Own | Caption] = []  # this level's pictures and captions in order
-    done: list[tuple[list[_Own], Caption | None, str | None]] = []
-    for item in scope.items:
-        if isinstance(item, Picture):
-            row.append((item, "", ""))
-        elif isinstance(item, Caption):
-            row.append(item)
-        elif item.is_panel:
-            row += _panel(item)
-        else:
-            inner = _grouped(item)
-            if any(caption is not None for _, caption, _ in inner):
-                captions = [c for _, c, _ in inner if c is not None]
-                if any(pictures for pictures, c, _ in inner if c is not None):
-                    done += inner
-                else:
-                    row += captions  # a box that only holds the caption
-            else:
-                row += [own for pictures, _, _ in inner for own in pictures]
-    return done + _in_order(row)
-
-
-def _panel(scope: Scope) -> list[_Own]:
-    """Pictures of a panel, with its own caption and label."""
-    pictures: list[_Own] = []
-    captions: list[Caption] = []
-
-    def collect(part: Scope) -> None:
-        for item in part.items:
-            if isinstance(item, Picture):
-                pictures.append((item, "", ""))
-            elif isinstance(item, Caption):
-                captions.append(item)
-            elif item.is_panel and item is not scope:
-                pictures.extend(_panel(item))
-            else:
-                collect(item)
-
-    collect(scope)
-    own = scope.caption or (captions[0].text if len(captions) == 1 else "")
-    return [(picture, caption or own, label or scope.label) for picture, caption, label in pictures]
-
-
-def _in_order(row: list[_Own | Caption]) -> list[tuple[list[_Own], Caption | None, str | None]]:
-    """Captions below their pictures (or above them), where there are several; else one caption for all."""
-    captions = [item for item in row if isinstance(item, Caption)]
-    pictures = [item for item in row if not isinstance(item, Caption)]
-    if len(captions) <= 1 or not pictures:
-        return [(pictures, captions[0] if captions else None, None)] if row else []
-    above, below = isinstance(row[0], Caption), isinstance(row[-1], Caption)
-    if above == below:
-        return [(pictures, None, "ambiguous captions: several captions in one figure, above and below its pictures")]
-    groups: list[tuple[list[_Own], Caption | None, str | None]] = []
-    waiting: list[_Own] = []
-    for item in row if below else reversed(row):
-        if isinstance(item, Caption):
-            groups.append((waiting if below else waiting[::-1], item, None))
-            waiting = []
-        else:
-            waiting.append(item)
-    return groups if below else groups[::-1]
+def _without_floats(text: str) -> str:
+    """Figures and tables are no paragraphs: what stands in them is theirs."""
+    kept: list[str] = []
+    depth = end = 0
+    for token in _FLOAT.finditer(text):
+        if token[1] == "begin":
+            if depth == 0:
+                kept.append(text[end : token.start()])
+            depth += 1
+        elif depth:
+            depth -= 1
+            end = token.end()
+    return "\n\n".join([*kept, text[end:] if depth == 0 else ""])
 
 
 # -- small things ----------------------------------------------------------------------------------
@@ -305,15 +251,20 @@ def _file_name(name: str, main: str) -> str:
     return " ".join(name.split())
 
 
-def _statement_end(text: str, start: int) -> int:
-    """Behind the arguments in braces and brackets that follow `start`."""
+def _statement_end(text: str, word: str, start: int) -> int:
+    """Behind the arguments of \\word, which ends at `start`: in braces and brackets, or a macro where it takes one."""
     position = start
-    for _ in range(8):
-        opening = re.compile(r"\s*(?:=\s*)?([\[{])").match(text, position)
+    for _ in range(_TAKES_MACROS.get(word, 8)):
+        opening = _ARGUMENT_OPENS.match(text, position)
         if opening is None:
             break
+        if opening[1] and word not in _TAKES_MACROS:
+            break
+        if opening[1]:
+            position = opening.end()
+            continue
         depth, closing = 0, -1
-        for token in re.compile(r"\\.|[{}\[\]]", re.DOTALL).finditer(text, opening.start(1), opening.start(1) + 20_000):
+        for token in re.compile(r"\\.|[{}\[\]]", re.DOTALL).finditer(text, opening.start(2), opening.start(2) + 20_000):
             depth += (token[0] in "{[") - (token[0] in "}]")
             if depth == 0:
                 closing = token.end()

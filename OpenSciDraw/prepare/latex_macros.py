@@ -11,28 +11,23 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from OpenSciDraw.prepare.latex_conditions import NO_CONDITION, Conditions, Macro
-from OpenSciDraw.prepare.latex_source import Project, normal
-from OpenSciDraw.prepare.latex_stream import Buffer
+from OpenSciDraw.prepare.latex_conditions import NO_CONDITION, NO_VALUE, Macro
+from OpenSciDraw.prepare.latex_definitions import Definitions
+from OpenSciDraw.prepare.latex_source import GRAPHICS, Project, normal
 
 # Marks in the flat text: \x01n\x02 the file context n begins, \x03n\x04 stands for TikZ picture n.
 MARKS = re.compile("\x01(\\d+)\x02|\x03(\\d+)\x04")
-TIKZ = ("tikzpicture", "pgfpicture", "circuitikz", "tikzcd", "forest", "pspicture", "feynman", "picture")
-_VERBATIM = frozenset("verbatim verbatim* Verbatim lstlisting minted comment filecontents filecontents* alltt listing".split())
+TIKZ = frozenset(
+    "tikzpicture pgfpicture circuitikz tikzcd forest pspicture feynman picture quantikz xy dependency bytefield "
+    "sequencediagram ganttchart feynmandiagram fmffile psmatrix diagram".split()
+)
+_VERBATIM = frozenset("verbatim Verbatim lstlisting minted comment filecontents alltt listing BVerbatim LVerbatim".split())
+_INPUTS = "input include subfile subfileinclude import subimport includefrom inputfrom subincludefrom subinputfrom @input".split()
+_MATH = frozenset("equation align eqnarray gather multline displaymath math alignat flalign subequations".split())
 _NEXT = re.compile(r"[\\%]")
 _PARAMETER = re.compile(r"#(#|[1-9])")
-# What figures are found by is never redefined: papers wrap \includegraphics or \caption to tune their looks.
-STRUCTURE = frozenset(
-    "begin end input include import subimport subfile includegraphics caption captionof subcaption subfloat subfigure "
-    "subcaptionbox label ref autoref cref Cref eqref pageref graphicspath epsfig psfig epsfbox epsffile plotone plottwo "
-    "includesvg documentclass usepackage figure endfigure table endtable centering par item section subsection paragraph "
-    "textbf textit emph cite citep citet footnote left right frac sqrt sum int document tikz resizebox scalebox rotatebox".split()
-)
-_NEW_COMMANDS = ("newcommand", "renewcommand", "providecommand", "DeclareRobustCommand", "newrobustcmd")
-_DEFINING = re.compile(
-    r"\\(newcommand|renewcommand|providecommand|DeclareRobustCommand|newrobustcmd|DeclareMathOperator|newenvironment|"
-    r"renewenvironment|NewDocumentCommand|DeclareDocumentCommand|newif|def|RequirePackage|usepackage)(?![A-Za-z@])\*?"
-)
+_DRAWN_INPUT = re.compile(r"\.(?:pdf_tex|eps_tex|ps_tex|svg_tex|pstex_t|pdftex_t|eps_t|pdf_t|pstex)$", re.IGNORECASE)
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
 @dataclass
@@ -46,39 +41,33 @@ class Flat:
     files: set[str] = field(default_factory=set)
 
 
-class Expander(Conditions):
+class Expander(Definitions):
     """One document, read once. `known` are macros that local styles must not redefine."""
 
     def __init__(self, project: Project, known: frozenset[str]):
-        super().__init__()
-        self.project, self.known = project, known
-        self.flat = Flat()
-        self._environments: dict[str, tuple[Macro, str]] = {}
+        super().__init__(known)
+        self.project = project
+        self.flat = Flat(definitions=self.definitions)
         self._out: list[str] = []
         self._emitted = self._expansions = 0
+        self._largest = 4 * project.limits.tex_bytes
         self._only: set[str] | None = None
+        self._left_out = set(_VERBATIM)
         self._handlers: dict[str, Callable[[str], None]] = {
-            **dict.fromkeys(("input", "include", "subfile", "import", "subimport", "InputIfFileExists"), self._input),
-            **dict.fromkeys(_NEW_COMMANDS, self._newcommand),
-            **dict.fromkeys(("def", "gdef", "edef", "xdef"), self._def),
-            **dict.fromkeys([f"{what}DocumentCommand" for what in ("New", "Renew", "Provide", "Declare")], self._document),
-            **dict.fromkeys(("newenvironment", "renewenvironment", "provideenvironment"), self._newenvironment),
-            **dict.fromkeys(("newtoggle", "newbool", "newboolean"), self.new_switch),
-            **dict.fromkeys(("toggletrue", "togglefalse", "booltrue", "boolfalse", "setboolean"), self.set_switch),
-            **dict.fromkeys(("iftoggle", "ifbool", "ifthenelse"), self.if_braces),
+            **self.condition_handlers(), **self.definition_handlers(),
+            **dict.fromkeys(_INPUTS, self._input),
+            **dict.fromkeys(("IfFileExists", "InputIfFileExists"), self._if_file),
             **dict.fromkeys(("usepackage", "RequirePackage", "documentclass"), self._package),
-            **dict.fromkeys(("fi", "else", "or"), self.end_branch),
             **dict.fromkeys(("verb", "lstinline", "mintinline"), self._verb),
-            "let": self._let, "DeclareMathOperator": self._operator, "newif": self.newif, "begin": self._begin,
-            "end": self._end, "makeatletter": self._at, "makeatother": self._at, "endinput": self._endinput,
-            "includeonly": self._includeonly, "xspace": self._xspace, "csname": self._csname,
+            **dict.fromkeys(("url", "path", "nolinkurl"), self._address),
+            "begin": self._begin, "end": self._end, "makeatletter": self._at, "makeatother": self._at,
+            "endinput": self._endinput, "includeonly": self._includeonly, "xspace": self._xspace, "csname": self._csname,
+            "excludecomment": self._exclude, "ensuremath": self._ensuremath, "includestandalone": self._standalone,
         }  # fmt: skip
 
     def run(self, main: str) -> Flat:
         """The flat text of the document whose main file is `main`."""
-        folder = main.rpartition("/")[0]
-        self._push_file(main, folder)
-        largest = 4 * self.project.limits.tex_bytes
+        self._push_file(main, main.rpartition("/")[0])
         while self.stack:
             buffer = self.stack[-1]
             found = _NEXT.search(buffer.text, buffer.pos)
@@ -88,26 +77,34 @@ class Expander(Conditions):
                 continue
             self._emit(buffer.text[buffer.pos : found.start()])
             buffer.pos = found.start()
-            if self._emitted > largest or self.scanned > 16 * largest:
-                self.project.problem(f"{main}: its macros expand to more than {largest} bytes: the rest is not read")
+            if self._emitted > self._largest or self.scanned > 4 * self._largest:
+                self.project.problem(f"{main}: its macros expand to more than {self._largest} bytes: the rest is not read")
                 break
             if found[0] == "%":
-                self._comment(buffer)
+                self._comment(buffer.text, buffer.pos)
             else:
-                self._control(buffer)
+                self._control()
         self.flat.text = "".join(self._out)
         return self.flat
 
     # -- reading -----------------------------------------------------------------------------------
     def _emit(self, text: str) -> None:
-        if text:
-            self._out.append(text)
-            self._emitted += len(text)
+        if not text:
+            return
+        self._out.append(text)
+        self._emitted += len(text)
+        if "$" in text:  # formulas do not go on after a paragraph's end, whatever is unbalanced in it
+            last = _BLANK_LINE.split(text)
+            self.in_math = (self.in_math and len(last) == 1) ^ (last[-1].count("$") % 2 == 1)
+        elif self.in_math and _BLANK_LINE.search(text):
+            self.in_math = False
 
     def _push_file(self, name: str, folder: str) -> None:
         self.flat.files.add(name)
         self.flat.contexts.append((name, folder))
-        self.stack.append(Buffer(self.project.read(name), context=len(self.flat.contexts) - 1))
+        self.push(self.project.read(name))
+        self.stack[-1].context = len(self.flat.contexts) - 1
+        self.stack[-1].at_letter = False
         self._emit(f"\x01{len(self.flat.contexts) - 1}\x02")
 
     def pop(self) -> None:
@@ -117,25 +114,30 @@ class Expander(Conditions):
     def _context(self) -> int:
         return next(buffer.context for buffer in reversed(self.stack) if buffer.context >= 0)
 
-    def _comment(self, buffer: Buffer) -> None:
-        end = buffer.text.find("\n", buffer.pos)
-        buffer.pos = len(buffer.text) if end < 0 else end + 1
-        while buffer.text[buffer.pos : buffer.pos + 1] in (" ", "\t"):
-            buffer.pos += 1
-        if buffer.text[buffer.pos : buffer.pos + 1] == "\n":
+    def _comment(self, text: str, start: int) -> None:
+        end = text.find("\n", start)
+        after = len(text) if end < 0 else end + 1
+        while text[after : after + 1] in (" ", "\t"):
+            after += 1
+        self.stack[-1].pos = after
+        if text[after : after + 1] == "\n":
             self._emit("\n")  # an empty line after a comment still ends the paragraph
 
-    def _control(self, buffer: Buffer) -> None:
+    def _control(self) -> None:
+        buffer = self.stack[-1]
         word = buffer.word(buffer.pos + 1)
         if word is None:
-            self._emit(buffer.text[buffer.pos : buffer.pos + 2])
+            escaped = buffer.text[buffer.pos : buffer.pos + 2]
             buffer.pos += 2
+            self.in_math = {"\\(": True, "\\[": True, "\\)": False, "\\]": False}.get(escaped, self.in_math)
+            self._out.append(escaped)
+            self._emitted += 2
             return
         name, buffer.pos = word[0], word.end()
-        if name in self._handlers:
-            self._handlers[name](name)
-        elif name in self.macros and self._count():
+        if name in self.macros and self._count():
             self._expand(name, self.macros[name])
+        elif name in self._handlers:
+            self._handlers[name](name)
         elif name.startswith("if") and not NO_CONDITION.fullmatch(name):
             self.read_if(name)
         elif name[:-4] in self.switches and name.endswith("true"):
@@ -167,137 +169,85 @@ class Expander(Conditions):
                 return self._emit("\\" + name)
         if not macro.kinds:
             self.skip_spaces()
-        body = (
-            _PARAMETER.sub(lambda m: "#" if m[1] == "#" else _value(values, int(m[1])), macro.body)
-            if "#" in macro.body
-            else macro.body
-        )
-        self.scanned += len(body)
+        body = macro.body
+        if "#" in body:
+            if len(body) + body.count("#") * max(map(len, values), default=0) > self._largest:
+                self.scanned += 8 * self._largest  # which ends the reading
+                return
+            body = _PARAMETER.sub(lambda m: "#" if m[1] == "#" else _value(values, int(m[1])), body)
         self.push(body)
 
     def _delimited(self, kind: str, text: str, values: list[str]) -> bool:
-        """'t': `text` must follow; 'd': an argument that ends where `text` does. False when the text is not there."""
-        buffer = self.settle()
-        if buffer is None:
-            return False
+        """'t': `text` must follow; 'd': an argument that ends where `text` does; 'p': one between two marks, if there.
+        False when the text is not there."""
         if kind == "t":
-            buffer.pos += len(text) if (follows := buffer.text.startswith(text, buffer.pos)) else 0
-            return follows
-        end = buffer.text.find(text, buffer.pos)
-        if end < 0:
+            return self.mark(text)
+        buffer = self.settle()
+        if kind == "p":
+            there = buffer is not None and buffer.text.startswith(text[0], buffer.pos)
+            end = buffer.text.find(text[1], buffer.pos, buffer.pos + 2000) if buffer is not None and there else -1
+            values.append(text[2:] or NO_VALUE if end < 0 or buffer is None else buffer.text[buffer.pos + 1 : end])
+            if end >= 0 and buffer is not None:
+                buffer.pos = end + 1
+            return True
+        end = buffer.text.find(text, buffer.pos, buffer.pos + 20_000) if buffer is not None else -1
+        if end < 0 or buffer is None:
             return False
         value, buffer.pos = buffer.text[buffer.pos : end], end + len(text)
         values.append(value[1:-1] if value.startswith("{") and value.endswith("}") else value)
         return True
 
-    def _newcommand(self, which: str) -> None:
-        self.star()
-        name, count, default, body = self.argument(), self.optional(), self.optional(), self.argument()
-        if name is None or body is None:
-            return
-        number = int(count) if count and count.strip().isdecimal() else 0
-        kinds = (([("o", default)] if default is not None else []) + [("m", "")] * min(number, 9))[: max(number, 0)]
-        self._define(name, Macro(tuple(kinds), body), keep=which == "providecommand")
-        head = f"[{number}]" + (f"[{default}]" if default is not None else "") if number else ""
-        self.flat.definitions.append(f"\\providecommand{{{name}}}{{}}\\renewcommand{{{name}}}{head}{{{body}}}")
-
-    def _define(self, name: str, macro: Macro, keep: bool = False) -> None:
-        name = name.strip().lstrip("\\")
-        if name and name not in STRUCTURE and not (keep and name in self.macros):
-            self.macros[name] = macro
-
-    def _def(self, which: str) -> None:
-        name, buffer = self.argument(), self.settle()
-        if name is None or not name.startswith("\\") or buffer is None:
-            return
-        brace = buffer.text.find("{", buffer.pos)
-        if brace < 0 or brace - buffer.pos > 200:
-            return
-        parameters, buffer.pos = buffer.text[buffer.pos : brace], brace
-        body = self.argument()
-        if body is None:
-            return
-        kinds: list[tuple[str, str]] = []
-        for index, part in enumerate(re.split(r"#[1-9]", parameters.rstrip("\n"))):
-            if index:
-                kinds.append(("d", part) if part.strip() else ("m", ""))
-            elif part.strip():
-                kinds.append(("t", part.strip()))
-        self._define(name, Macro(tuple(kinds), body))
-        self.flat.definitions.append(f"\\def{name}{parameters}{{{body}}}")
-
-    def _let(self, which: str) -> None:
-        name, buffer = self.argument(), self.settle()
-        if buffer is not None and buffer.text[buffer.pos] == "=":
-            buffer.pos += 1
-        target = self.argument()
-        if name is None or target is None or not name.startswith("\\"):
-            return
-        macro = self.macros.get(target.lstrip("\\"), Macro((), target + ("" if len(target) < 3 else " ")))
-        if target != name:
-            self._define(name, macro)
-
-    def _operator(self, which: str) -> None:
-        self.star()
-        name, text = self.argument(), self.argument()
-        if name is not None and text is not None:
-            self._define(name, Macro((), f"\\operatorname{{{text}}}"))
-            self.flat.definitions.append(f"\\providecommand{{{name}}}{{\\mathrm{{{text}}}}}")
-
-    def _document(self, which: str) -> None:
-        name, spec, body = self.argument(), self.argument(), self.argument()
-        if name is None or spec is None or body is None:
-            return
-        kinds: list[tuple[str, str]] = []
-        for token in re.finditer(r"([mosvbOd])\s*(\{[^{}]*\})?", spec):
-            kind = {"O": "o", "v": "m", "b": "m"}.get(token[1], token[1])
-            kinds.append((kind if kind in "mos" else "o", token[2][1:-1] if token[1] == "O" and token[2] else ""))
-        self._define(name, Macro(tuple(kinds), body))
-
-    def _newenvironment(self, which: str) -> None:
-        self.star()
-        name, count, default = self.argument(), self.optional(), self.optional()
-        begin, end = self.argument(), self.argument()
-        if name is None or begin is None or end is None or name in STRUCTURE or name.rstrip("*") in ("figure", "table"):
-            return
-        number = min(int(count), 9) if count and count.strip().isdecimal() else 0
-        kinds = ([("o", default)] if default is not None else []) + [("m", "")] * number
-        self._environments[name] = (Macro(tuple(kinds[:number]), begin), end)
+    def _ensuremath(self, which: str) -> None:
+        formula = self.argument() or ""
+        self.push(formula if self.in_math else f"${formula}$")
 
     # -- environments ----------------------------------------------------------------------------------
     def _begin(self, which: str) -> None:
         buffer = self.stack[-1]
         name = (self.argument() or "").strip()
-        if name in _VERBATIM:
+        bare = name.rstrip("*")
+        if name in self.environments and self._count():
+            self._expand(f"begin{{{name}}}", self.environments[name][0])
+        elif bare in self._left_out:
             end = buffer.text.find(f"\\end{{{name}}}", buffer.pos)
+            self.scanned += len(buffer.text) - buffer.pos if end < 0 else 0
             buffer.pos = end + len(name) + 6 if end >= 0 else buffer.pos
-        elif name in TIKZ and (end := self._end_of(buffer, name)) >= 0:
+        elif bare in TIKZ and (end := self._end_of(name)) >= 0:
             self.flat.tikz.append(f"\\begin{{{name}}}" + buffer.text[buffer.pos : end])
             self._emit(f"\x03{len(self.flat.tikz) - 1}\x04")
             buffer.pos = end
-        elif name in self._environments and self._count():
-            self._expand(f"begin{{{name}}}", self._environments[name][0])
         else:
+            if bare == "document" and len(self._open_files()) > 1:
+                return
+            self.in_math |= bare in _MATH
             self._emit(f"\\begin{{{name}}}")
 
-    def _end_of(self, buffer: Buffer, name: str) -> int:
+    def _end_of(self, name: str) -> int:
         """Behind the \\end that belongs to the \\begin just read; -1 when it is not in this text."""
-        depth = 1
-        for token in re.finditer(rf"\\(begin|end)\{{{re.escape(name)}\}}|\\.|%[^\n]*", buffer.text[buffer.pos :], re.DOTALL):
+        buffer, depth = self.stack[-1], 1
+        tokens = re.compile(rf"\\(begin|end)\s*\{{{re.escape(name)}\}}|\\.|%[^\n]*", re.DOTALL)
+        for token in tokens.finditer(buffer.text, buffer.pos):
             depth += {"begin": 1, "end": -1}.get(token[1] or "", 0)
             if depth == 0:
-                return buffer.pos + token.end()
-        self.scanned += len(buffer.text) - buffer.pos
+                return token.end()
+        self.scanned += 4 * (len(buffer.text) - buffer.pos)
         return -1
 
     def _end(self, which: str) -> None:
         name = (self.argument() or "").strip()
-        if name in self._environments and self._count():
-            self.push(self._environments[name][1])
-        else:
+        if name in self.environments and self._count():
+            self._expand(f"end{{{name}}}", self.environments[name][1])
+        elif name != "document":
+            self.in_math &= name.rstrip("*") not in _MATH
             self._emit(f"\\end{{{name}}}")
-            if name == "document":
-                self.stack.clear()
+        elif len(self._open_files()) > 1:  # a document that is a part of this one: standalone, subfiles, docmute
+            self._endinput(which)
+        else:
+            self._emit("\\end{document}")
+            self.stack.clear()
+
+    def _exclude(self, which: str) -> None:
+        self._left_out.add((self.argument() or "comment").strip())
 
     def _verb(self, which: str) -> None:
         buffer = self.stack[-1]
@@ -305,56 +255,78 @@ class Expander(Conditions):
             self.optional()
         if which == "mintinline":
             self.argument()
-        mark = buffer.text[buffer.pos : buffer.pos + 1].replace("*", buffer.text[buffer.pos + 1 : buffer.pos + 2] or "*")
-        start = buffer.pos + (2 if buffer.text.startswith("*", buffer.pos) else 1)
-        end = buffer.text.find("}" if mark == "{" else mark, start) if mark else -1
-        if end >= 0:
-            self._emit(re.sub(r"([\\{}$&#^_%~])", "", buffer.text[start:end]))
+        self.star()
+        mark = buffer.text[buffer.pos : buffer.pos + 1]
+        end = buffer.text.find("}" if mark == "{" else mark, buffer.pos + 1, buffer.pos + 2000) if mark.strip() else -1
+        if end >= 0 and "\n" not in buffer.text[buffer.pos : end]:
+            self._emit(re.sub(r"([\\{}$&#^_%~])", "", buffer.text[buffer.pos + 1 : end]))
             buffer.pos = end + 1
 
-    # -- files ---------------------------------------------------------------------------------------------
-    def _input(self, which: str) -> None:
-        folder = self.flat.contexts[self._context()][1]
-        here = self.flat.contexts[self._context()][0].rpartition("/")[0]
-        if which in ("import", "subimport"):
-            moved = normal(folder if which == "subimport" else "", self._plain(self.argument()) or ".")
-            folder, here = moved or "", moved or ""
-        name = self._plain(self.argument() if self._opens() else self._bare_name())
-        if which == "include" and self._only is not None and name not in self._only:
-            return
-        if not name:
-            return
-        path = self.project.find(name, dict.fromkeys((folder, here)), (".tex", "", ".ltx"))  # type: ignore[arg-type]
-        open_files = [self.flat.contexts[b.context][0] for b in self.stack if b.context >= 0]
-        if path is None:
-            self.project.problem(f"input not found: {name!r} (in {open_files[-1]})")
-        elif path.endswith((".pdf_tex", ".eps_tex")):
-            self._emit(f"\\pdftexfigure{{{name}}}")
-        elif path in open_files or len(open_files) >= self.project.limits.depth:
-            self.project.problem(f"input {name!r} goes round in circles (in {open_files[-1]})")
-        else:
-            self._push_file(path, path.rpartition("/")[0] if which == "subfile" else folder)
+    def _address(self, which: str) -> None:
+        """A % in it is no comment."""
+        buffer = self.stack[-1]
+        found = re.compile(r"\s*\{([^{}\n]*)\}").match(buffer.text, buffer.pos)
+        if found is None:
+            return self._emit("\\" + which)
+        buffer.pos = found.end()
+        self._emit(f"\\{which}{{" + re.sub(r"(?<!\\)%", r"\\%", found[1]) + "}")
 
-    def _opens(self) -> bool:
-        buffer = self.settle()
-        return buffer is not None and buffer.text[buffer.pos] == "{"
+    # -- files ---------------------------------------------------------------------------------------------
+    def _open_files(self) -> list[str]:
+        return [self.flat.contexts[buffer.context][0] for buffer in self.stack if buffer.context >= 0]
+
+    def _input(self, which: str) -> None:
+        file, folder = self.flat.contexts[self._context()]
+        if "import" in which or "from" in which:
+            base = folder if which.startswith("sub") else self._open_files()[0].rpartition("/")[0]
+            moved = normal(base, self.plain(self.argument()), folder_name=True)
+            if moved is None:
+                self.argument()
+                return self.project.problem(f"import leaves the paper's folder (in {file})")
+            folder = moved
+        name = self.plain(self.argument() if self.opens() else self._bare_name())
+        if not name or which == "include" and self._only is not None and name not in self._only:
+            return
+        path = self._find_input(name, folder)
+        open_files = self._open_files()
+        if path is None:
+            self.project.problem(f"input not found: {name!r} (in {file})")
+        elif _DRAWN_INPUT.search(path):
+            self._emit(f"\\pdftexfigure{{{path}}}")
+        elif path in open_files or len(open_files) >= self.project.limits.depth:
+            self.project.problem(f"input {name!r} goes round in circles (in {file})")
+        elif path.lower().endswith(GRAPHICS):
+            self.project.problem(f"input {name!r} is a picture (in {file})")
+        else:
+            self._push_file(path, path.rpartition("/")[0] if which.startswith("subfile") else folder)
+
+    def _find_input(self, name: str, folder: str) -> str | None:
+        """Where TeX looks first; then where authors mean it, when only the folder that it is run in differs."""
+        file = self._open_files()
+        folders = dict.fromkeys((folder, file[0].rpartition("/")[0], file[-1].rpartition("/")[0], ""))
+        return self.project.find(name, list(folders), (".tex", "", ".ltx"))
+
+    def _if_file(self, which: str) -> None:
+        name, yes, no = self.plain(self.argument()), self.argument() or "", self.argument() or ""
+        folder = self.flat.contexts[self._context()][1]
+        there = self._find_input(name, folder) is not None
+        self.push((yes + f"\\input{{{name}}}" if which[0] == "I" and which[1] == "n" else yes) if there else no)
+
+    def _standalone(self, which: str) -> None:
+        """A picture that is a document of its own: compiled where its PDF is there, else read."""
+        self.optional()
+        name = self.plain(self.argument())
+        folders = [self.flat.contexts[self._context()][1], self._open_files()[0].rpartition("/")[0]]
+        drawn = self.project.find(name, folders, GRAPHICS) is not None
+        self.push(f"\\includegraphics{{{name}}}" if drawn else f"\\input{{{name}}}")
 
     def _bare_name(self) -> str | None:
         buffer = self.settle()
         found = re.compile(r"[^\s\\{}%]+").match(buffer.text, buffer.pos) if buffer is not None else None
         if found is None or buffer is None:
-            return None
+            return self.argument() if buffer is not None and buffer.text.startswith("\\", buffer.pos) else None
         buffer.pos = found.end()
         return found[0]
-
-    def _plain(self, text: str | None) -> str:
-        """A file name with its parameterless macros expanded."""
-        for _ in range(10):
-            changed = re.sub(r"\\([A-Za-z]+) ?", lambda m: self.body_of(m[1]), text or "")
-            if changed == text:
-                break
-            text = changed[:1000]
-        return (text or "").strip().strip('"')
 
     def _endinput(self, which: str) -> None:
         while self.stack[-1].context < 0:
@@ -362,36 +334,23 @@ class Expander(Conditions):
         self.pop()
 
     def _includeonly(self, which: str) -> None:
-        self._only = {name.strip() for name in self._plain(self.argument()).split(",")}
+        self._only = {name.strip() for name in self.plain(self.argument()).split(",")}
 
     def _package(self, which: str) -> None:
         options, names = self.optional(), self.argument() or ""
+        if which == "documentclass" and len(self._open_files()) > 1:
+            return
         self._emit(f"\\{which}" + (f"[{options}]" if options is not None else "") + f"{{{names}}}")
-        for name in names.split(","):
-            style = self.project.find(name.strip(), ("",), (".cls" if which == "documentclass" else ".sty",))
+        waiting = [name.strip() + (".cls" if which == "documentclass" else ".sty") for name in names.split(",")]
+        folder = self._open_files()[0].rpartition("/")[0]
+        while waiting:
+            style = self.project.find(waiting.pop(0), (folder, ""), ("",))
             if style is not None and style not in self.flat.files:
                 self.flat.files.add(style)
-                self._load_style(self.project.read(style))
+                waiting += [name.strip() + ".sty" for name in self.load_style(self.project.read(style))]
 
-    def _load_style(self, text: str) -> None:
-        """Only the macros of a local style that an author would call: no internals (@), none that are known otherwise."""
-        before, environments, stack = dict(self.macros), dict(self._environments), self.stack
-        count = len(self.flat.definitions)
-        for found in _DEFINING.finditer(text):
-            if found[1] in ("RequirePackage", "usepackage"):
-                continue
-            self.stack = [Buffer(text, found.end(), 0, at_letter=True)]
-            self._handlers[found[1]](found[1])
-        self.stack = stack
-        for name, macro in list(self.macros.items()):
-            if macro is not before.get(name) and ("@" in name + macro.body or name in self.known):
-                del self.macros[name]
-                if name in before:
-                    self.macros[name] = before[name]
-        for name, (macro, end) in list(self._environments.items()):
-            if name not in environments and "@" in macro.body + end:
-                del self._environments[name]
-        del self.flat.definitions[count:]
+    def from_style(self, command: str) -> None:
+        self._emit(command)
 
     # -- the rest ------------------------------------------------------------------------------------------------
     def _at(self, which: str) -> None:
@@ -404,8 +363,8 @@ class Expander(Conditions):
 
     def _csname(self, which: str) -> None:
         buffer = self.stack[-1]
-        end = buffer.text.find("\\endcsname", buffer.pos)
-        if 0 <= end - buffer.pos < 200:
+        end = buffer.text.find("\\endcsname", buffer.pos, buffer.pos + 200)
+        if end >= 0:
             name = buffer.text[buffer.pos : end]
             buffer.pos = end + len("\\endcsname")
             self.push(f"\\{name} " if name.isalpha() else "")

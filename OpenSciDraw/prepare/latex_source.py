@@ -12,8 +12,13 @@ from OpenSciDraw.prepare.settings import Limits
 
 GRAPHICS = (".pdf", ".png", ".jpg", ".jpeg", ".eps", ".ps", ".svg", ".gif", ".tif", ".tiff", ".bmp", ".webp")
 _SKIPPED_FOLDERS = frozenset({".git", ".svn", ".hg", "node_modules", "__pycache__", "__MACOSX"})
-_DOCUMENT = re.compile(r"^[^%\n]*?\\document(?:class|style)\s*(?:\[([^\]]*)\])?\s*\{\s*([^}\s]*)\s*\}", re.MULTILINE)
-_START_BYTES = 200_000
+_DOCUMENT = re.compile(r"\\document(?:class|style)(?![A-Za-z])|\\begin\s*\{document\}")
+_CLASS = re.compile(r"\\documentclass\s*(?:\[[^\]]{0,2000}\])?\s*\{\s*([^{}\s]{0,200})\s*\}")
+_COMMENT = re.compile(r"(?<!\\)%.*")
+_INPUT = re.compile(
+    r"\\(?:(?:input|include|subfile|subfileinclude|@input)(?![A-Za-z])|(?:sub)?import\s*\{([^{}\n]{0,200})\})\s*\{?([^{}\s\\]{1,200})"
+)
+_START_BYTES = 2_000_000  # of each TeX file, to see what it inputs
 _PARTS = frozenset({"standalone", "subfiles"})  # classes of files that others input
 _CONTROL = dict.fromkeys([*range(9), *range(11, 13), *range(14, 32), 127])  # marks of our own use them; TeX has no need
 
@@ -86,22 +91,46 @@ class Project:
             return ""
         return decode(data)
 
-    def _start_of(self, relative: str) -> str:
-        """A TeX file's first part, where \\documentclass stands."""
-        with self._files[relative].open("rb") as file:
-            return decode(file.read(_START_BYTES))
-
     def main_files(self) -> list[str]:
-        """Documents in the order to read them: named by arXiv's 00README, or with \\documentclass; parts of others last."""
+        """Documents in the order to read them: named by arXiv's 00README, or those that no other file inputs.
+
+        Without any document (\\documentclass or \\begin{document}) these are all TeX files that no other inputs.
+        """
         named, ignored = self._readme()
         if named:
             return named
         mains: list[tuple[bool, int, str]] = []
-        for name in self.tex_files():
-            found = _DOCUMENT.search(self._start_of(name)) if name not in ignored else None
-            if found:
-                mains.append((found[2] in _PARTS, name.count("/"), name))
-        return [name for _, _, name in sorted(mains)]
+        inputs: dict[str, set[str]] = {}
+        names = [name for name in self.tex_files() if name not in ignored]
+        for name in names:
+            text = _COMMENT.sub("", self._start_of(name))
+            inputs[name] = self._inputs_of(name, text)
+            if _DOCUMENT.search(text):
+                found = _CLASS.search(text)
+                mains.append((found is not None and found[1] in _PARTS, name.count("/"), name))
+        ordered = [name for _, _, name in sorted(mains)] or names
+        reached: set[str] = set()
+        waiting = [part for name in ordered for part in inputs[name]]
+        while waiting:
+            if (name := waiting.pop()) not in reached:
+                reached.add(name)
+                waiting += inputs.get(name, ())
+        return [name for name in ordered if name not in reached] or ordered
+
+    def _start_of(self, relative: str) -> str:
+        with self._files[relative].open("rb") as file:
+            return decode(file.read(_START_BYTES))
+
+    def _inputs_of(self, relative: str, text: str) -> set[str]:
+        """The files that a file inputs, as far as its text says so without macros."""
+        here = relative.rpartition("/")[0]
+        found: set[str] = set()
+        for match in _INPUT.finditer(text):
+            name = match[2].strip().strip('"') if match[1] is None else f"{match[1].strip()}/{match[2].strip()}"
+            path = self.find(name, (here, ""), (".tex", "", ".ltx")) if name else None
+            if path is not None and path != relative:
+                found.add(path)
+        return found
 
     def _readme(self) -> tuple[list[str], set[str]]:
         """Main files and ignored files that arXiv's 00README names."""
@@ -142,8 +171,8 @@ def decode(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROL)
 
 
-def normal(folder: str, name: str) -> str | None:
-    """A relative name without '.' and '..'; None when it leaves the root."""
+def normal(folder: str, name: str, *, folder_name: bool = False) -> str | None:
+    """A relative name without '.' and '..'; None when it leaves the root, or is the root where a file is named."""
     if "\0" in name or len(name) > 1000 or name.startswith(("/", "~")):
         return None
     parts: list[str] = []
@@ -154,4 +183,4 @@ def normal(folder: str, name: str) -> str | None:
             parts.pop()
         elif part != ".":
             parts.append(part)
-    return "/".join(parts) or None
+    return "/".join(parts) or ("" if folder_name else None)

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import re
+from array import array
+from bisect import bisect_left
 from dataclasses import dataclass
 
 _SPACE = re.compile(r"(?:[ \t]|\n(?![ \t]*\n))*")
 _WORD, _WORD_AT = re.compile(r"[A-Za-z]+"), re.compile(r"[A-Za-z@]+")
-_BRACES = re.compile(r"\\.|%[^\n]*|[{}]", re.DOTALL)
-_MAX_OPTION = 20_000  # characters of an optional argument
+_BRACES = re.compile(r"\\(?:url|path|nolinkurl)\s*\{[^{}\n]*\}|\\.|%[^\n]*|[{}]", re.DOTALL)  # a % in an address is no comment
 _BRACKETS = re.compile(r"\\.|%[^\n]*|[{}\]]", re.DOTALL)
+_MAX_OPTION = 4_000  # characters of an optional argument
+MAX_OPEN_BRACKETS = 1_000  # that never close: more are not looked at, for each costs _MAX_OPTION
 
 
-def matching_braces(text: str) -> dict[int, int]:
-    """Where each opening brace closes; those that never do are not in it. One pass, whatever is nested in what."""
-    opened: list[int] = []
-    closes: dict[int, int] = {}
-    for token in _BRACES.finditer(text):
-        if token[0] == "{":
-            opened.append(token.start())
-        elif token[0] == "}" and opened:
-            closes[opened.pop()] = token.start()
-    return closes
+class Braces:
+    """Where each brace of a text closes. One pass, whatever is nested in what; 16 bytes a brace."""
+
+    def __init__(self, text: str):
+        self._starts, self._ends = array("q"), array("q")
+        opened = array("q")
+        for token in _BRACES.finditer(text):
+            if token[0] == "{":
+                opened.append(len(self._starts))
+                self._starts.append(token.start())
+                self._ends.append(-1)
+            elif token[0] == "}" and opened:
+                self._ends[opened.pop()] = token.start()
+
+    def closing(self, start: int) -> int:
+        """Where the brace that opens at `start` closes; -1 if it does not."""
+        index = bisect_left(self._starts, start)
+        return self._ends[index] if index < len(self._starts) and self._starts[index] == start else -1
 
 
 def closing_bracket(text: str, start: int) -> int:
@@ -44,13 +55,13 @@ class Buffer:
     pos: int = 0
     context: int = -1  # of a file: its number; -1 for a macro's expansion
     at_letter: bool = False
-    closes: dict[int, int] | None = None  # made when it is asked for
+    braces: Braces | None = None  # made when it is asked for
 
     def closing(self, start: int) -> int:
         """Where the brace that opens at `start` closes; -1 if it does not."""
-        if self.closes is None:
-            self.closes = matching_braces(self.text)
-        return self.closes.get(start, -1)
+        if self.braces is None:
+            self.braces = Braces(self.text)
+        return self.braces.closing(start)
 
     def word(self, start: int) -> re.Match[str] | None:
         """The name of the control word whose backslash stands before `start`."""
@@ -63,11 +74,13 @@ class TextStack:
     def __init__(self) -> None:
         self.stack: list[Buffer] = []
         self.scanned = 0
+        self._open_brackets = 0
 
     def pop(self) -> None:
         self.stack.pop()
 
     def push(self, text: str) -> None:
+        self.scanned += len(text)
         self.stack.append(Buffer(text, at_letter=self.stack[-1].at_letter if self.stack else False))
 
     def settle(self) -> Buffer | None:
@@ -97,6 +110,7 @@ class TextStack:
             if end < 0:
                 return None
             inner, buffer.pos = buffer.text[buffer.pos + 1 : end], end + 1
+            self.scanned += len(inner) // 8  # copied: quick, but not free
             return inner
         word = buffer.word(buffer.pos + 1)
         end = buffer.pos + 1 if buffer.text[buffer.pos] != "\\" else (word.end() if word else buffer.pos + 2)
@@ -105,20 +119,33 @@ class TextStack:
 
     def optional(self) -> str | None:
         """The next argument in square brackets; None where there is none (then nothing is consumed but spaces)."""
-        buffer = self.settle()
-        if buffer is None or buffer.text[buffer.pos] != "[":
-            return None
-        end = closing_bracket(buffer.text, buffer.pos)
+        return self._until_bracket() if self._next_is("[") else None
+
+    def _until_bracket(self) -> str | None:
+        buffer = self.stack[-1]
+        end = closing_bracket(buffer.text, buffer.pos) if self._open_brackets < MAX_OPEN_BRACKETS else -1
         if end < 0:
+            self._open_brackets += 1
             return None
         inner, buffer.pos = buffer.text[buffer.pos + 1 : end], end + 1
         return inner
 
-    def star(self) -> bool:
+    def _next_is(self, text: str) -> bool:
         buffer = self.settle()
-        if buffer is None or buffer.text[buffer.pos] != "*":
+        return buffer is not None and buffer.text.startswith(text, buffer.pos)
+
+    def opens(self) -> bool:
+        """Whether an argument in braces comes next."""
+        return self._next_is("{")
+
+    def star(self) -> bool:
+        return self.mark("*")
+
+    def mark(self, text: str) -> bool:
+        """Past `text`, if it comes next."""
+        if not self._next_is(text):
             return False
-        buffer.pos += 1
+        self.stack[-1].pos += len(text)
         return True
 
     def skip_spaces(self) -> None:
