@@ -165,7 +165,7 @@ def test_labels_panels_and_context(tmp_path: Path) -> None:
     left, right = read_figures(tmp_path, LIMITS).figures
     assert (left.figure_id, left.panel, left.panels, left.label) == ("fig1", "a", 2, "fig:l")
     assert (right.panel, right.label) == ("b", "fig:p")
-    assert right.context == "First paragraph, see Fig.\n\nIn Figure (a) and Figure."
+    assert right.context == "First paragraph.\n\nIn Figure (a) and Figure."
     assert left.tex_file == "main.tex"
 
 
