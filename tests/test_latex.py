@@ -40,6 +40,10 @@ def name_of(figure: LatexFigure, root: Path) -> str:
 
 
 PICTURES = {f"{name}.png": "" for name in "abcdef"} | {"figs/x.pdf": "", "figs/y.eps": "", "figs/Z.PNG": "", "two words.png": "", "v1.2.pdf": ""}
+PICTURES |= {"figs/both.png": "", "figs/both.pdf": "", "figs/under_score.png": "", "figs/inks.pdf_tex": r"\begin{picture}(1,1)\end{picture}"}
+PICTURES |= {"figs/plot.tikz": r"\begin{tikzpicture}\draw (0,0)--(1,1);\end{tikzpicture}"}
+GAP = "\n\n"
+LOREM = "Some words that a paper would say here, for a whole line or even two of them, before anything else comes along."
 # name: (preamble, body, expected pairs)
 CASES: dict[str, tuple[str, str, list[tuple[str, str, str]]]] = {
     "a figure": ("", r"\begin{figure}\includegraphics[width=\linewidth]{a.png}\caption{One.}\end{figure}", [("a.png", "One.", "")]),
@@ -112,6 +116,67 @@ CASES: dict[str, tuple[str, str, list[tuple[str, str, str]]]] = {
     "resizebox and centering": ("", r"\begin{figure}[!htbp]\centering\resizebox{\linewidth}{!}{\includegraphics{a}}\vspace{-2mm}\caption{R}\vspace{1mm}\end{figure}", [("a.png", "R", "")]),
     "table of captions in floatrow": ("", r"\begin{figure}\ffigbox{\caption{F}}{\includegraphics{a}}\end{figure}", [("a.png", "F", "")]),
     "unbalanced brace before": ("", "{\\bf open \\begin{figure}\\includegraphics{a}\\caption{U}\\end{figure}", [("a.png", "U", "")]),
+    "captions in a row below pictures in a row": ("", r"\begin{figure}\begin{tabular}{cc}\includegraphics{a}&\includegraphics{b}\\ \parbox{3cm}{\caption{A}} & \parbox{3cm}{\caption{B}}\end{tabular}\end{figure}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "unequal rows of pictures and captions": ("", r"\begin{figure}\includegraphics{a}\includegraphics{b}\includegraphics{c}\caption{A}\caption{B}\end{figure}", [("(ambiguous captions)", "", "")] * 3),
+    "starred captions are panels'": ("", r"\begin{figure}\begin{minipage}{3cm}\includegraphics{a}\caption*{(a) L}\end{minipage}\begin{minipage}{3cm}\includegraphics{b}\caption*{(b) R}\end{minipage}\caption{All}\end{figure}", [("a.png", "(a) L", "All"), ("b.png", "(b) R", "All")]),
+    "a starred caption is a note": ("", r"\begin{figure}\includegraphics{a}\caption{Main}\caption*{Source: us}\end{figure}", [("a.png", "Main", "")]),
+    "captions in two languages": ("", r"\begin{figure}\includegraphics{a}\caption{English}\caption{Deutsch}\end{figure}", [("a.png", "English", "")]),
+    "command form of minipages": ("", r"\begin{figure}\minipage{.3\textwidth}\includegraphics{a}\caption{A}\endminipage\hfill\minipage{.3\textwidth}\includegraphics{b}\caption{B}\endminipage\end{figure}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "two rows of panels": (
+        "", r"\begin{figure}\centering\subfigure[one]{\includegraphics{a}}\hfill\subfigure[two]{\includegraphics{b}}\\\subfigure[three]{\includegraphics{c}\includegraphics{d}}\caption{P}\end{figure}",
+        [("a.png", "one", "P"), ("b.png", "two", "P"), ("c.png", "three", "P"), ("d.png", "three", "P")]),
+    "panels and a shared legend": ("", r"\begin{figure}\includegraphics{a}\\ \subfloat[L]{\includegraphics{b}}\caption{P}\end{figure}", [("a.png", "P", ""), ("b.png", "L", "P")]),
+    "short caption of a subcaptionbox": ("", r"\begin{figure}\subcaptionbox[s]{Left}[3cm][c]{\includegraphics{a}}\caption{P}\end{figure}", [("a.png", "Left", "P")]),
+    "captionbox": ("", r"\begin{figure}\captionbox{A\label{x}}{\includegraphics{a}}\hfill\captionbox{B}[3cm]{\includegraphics{b}}\end{figure}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "floatrow of two": ("", r"\begin{figure}\begin{floatrow}\ffigbox{\includegraphics{a}}{\caption{A}}\ffigbox[\FBwidth]{\includegraphics{b}}{\caption{B}}\end{floatrow}\end{figure}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "floatrow with a table first": ("", r"\begin{figure}\begin{floatrow}\capbtabbox{\caption{Table}}{\begin{tabular}{c}x\end{tabular}}\ffigbox{\caption{F}}{\includegraphics{a}}\end{floatrow}\end{figure}", [("a.png", "F", "")]),
+    "figure beside a table": (
+        "", r"\begin{figure}\begin{minipage}{3cm}\includegraphics{a}\caption{F}\end{minipage}\begin{minipage}{3cm}\begin{tabular}{c}x\end{tabular}\captionof{table}{T}\end{minipage}\end{figure}", [("a.png", "F", "")]),
+    "a table's caption by captype": ("", r"\begin{figure}\includegraphics{a}\caption{F}\begin{minipage}{3cm}\makeatletter\def\@captype{table}\makeatother\caption{T}\end{minipage}\end{figure}", [("a.png", "F", "")]),
+    "captype outside of figures": ("", r"\begin{center}\makeatletter\def\@captype{figure}\makeatother\includegraphics{a}\caption{C}\end{center}", [("a.png", "C", "")]),
+    "captionsetup in a table": ("", r"\begin{table}\begin{minipage}{3cm}\captionsetup{type=figure}\includegraphics{a}\caption{F}\end{minipage}\begin{minipage}{3cm}\caption{T}\includegraphics{b}\end{minipage}\end{table}", [("a.png", "F", "")]),
+    "captionof in the text": ("", rf"\includegraphics{{f}} {LOREM}{GAP}{LOREM}{GAP}\includegraphics{{a}}\captionof{{figure}}{{A}}{GAP}{LOREM}{GAP}\includegraphics{{b}}{GAP}\captionof{{figure}}{{B}}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "captionof above, in multicols": ("", rf"\begin{{multicols}}{{2}}{LOREM}{GAP}\captionof{{figure}}{{A}}\includegraphics{{a}}{GAP}{LOREM}{GAP}\captionof{{figure}}{{B}}\includegraphics{{b}}\end{{multicols}}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "captionof beside the picture": ("", r"\begin{center}\begin{minipage}{3cm}\includegraphics{a}\end{minipage}\begin{minipage}{3cm}\captionof{figure}{Beside}\end{minipage}\end{center}", [("a.png", "Beside", "")]),
+    "a logo above the teaser": ("", rf"\begin{{center}}\includegraphics{{f}}\end{{center}}{LOREM}" r"\twocolumn[{\begin{center}\includegraphics{a}\captionof{figure}{Teaser}\end{center}}]", [("a.png", "Teaser", "")]),
+    "teaser command and environment": ("", r"\teaser{\includegraphics{a}\caption{T}}\begin{teaserfigure}\includegraphics{b}\caption{U}\end{teaserfigure}", [("a.png", "T", ""), ("b.png", "U", "")]),
+    "a list keeps captions apart": ("", rf"\begin{{itemize}}\item \includegraphics{{a}} {LOREM} \item \captionof{{figure}}{{No picture}}\end{{itemize}}", []),
+    "figures of other names": ("", r"\begin{marginfigure}\includegraphics{a}\caption{M}\end{marginfigure}\begin{floatingfigure}[r]{3cm}\includegraphics{b}\caption{N}\end{floatingfigure}\begin{scheme}\includegraphics{c}\caption{S}\end{scheme}", [("a.png", "M", ""), ("b.png", "N", ""), ("c.png", "S", "")]),
+    "figure as a command": ("", r"\figure[ht]\includegraphics{a}\caption{C}\endfigure", [("a.png", "C", "")]),
+    "an algorithm in a figure": ("", r"\begin{figure}\begin{algorithm}[H]\caption{Alg}\end{algorithm}\includegraphics{a}\caption{F}\end{figure}", [("a.png", "F", "")]),
+    "a picture in a caption is none": ("", r"\begin{figure}\includegraphics{a}\caption{Stars (\includegraphics[height=1ex]{b}) are bright.}\end{figure}", [("a.png", "Stars are bright.", "")]),
+    "ContinuedFloat": ("", r"\begin{figure}\includegraphics{a}\caption{F}\end{figure}\begin{figure}\ContinuedFloat\includegraphics{b}\end{figure}", [("a.png", "F", ""), ("b.png", "F", "")]),
+    "JHEP and old astronomy": ("", r"\FIGURE[t]{\epsfig{file=figs/y.eps,width=3cm}\caption{J}}\EPSFIGURE[ht]{figs/y.eps,width=3cm}{E}\begin{figure}\epsfxsize=3cm\epsfbox{figs/y.eps}\figcaption{B}\end{figure}", [("figs/y.eps", "J", ""), ("figs/y.eps", "E", ""), ("figs/y.eps", "B", "")]),
+    "INFORMS": ("", r"\begin{figure}\FIGURE{\includegraphics{a}}{The caption\label{x}}{A note}\end{figure}", [("a.png", "The caption", "")]),
+    "old bounding boxes and overlays": ("", r"\begin{figure}\includegraphics*[0,0][10,10]{a}\includegraphics<1->[width=3cm]{b}\caption{O}\end{figure}", [("a.png", "O", ""), ("b.png", "O", "")]),
+    "special": ("", r"\begin{figure}\special{psfile=figs/y.eps hscale=50}\caption{S}\end{figure}", [("figs/y.eps", "S", "")]),
+    "plotfour": ("", r"\begin{figure}\plotfour{a}{b}{c}{d}\caption{P}\end{figure}", [("a.png", "P", ""), ("b.png", "P", ""), ("c.png", "P", ""), ("d.png", "P", "")]),
+    "xymatrix and inline tikz": ("", r"\begin{figure}$$\xymatrix@C=1em{A \ar[r] & B}$$\tikz[scale=2]{\draw (0,0)--(1,1);}\caption{X}\end{figure}", [("TikZ", "X", ""), ("TikZ", "X", "")]),
+    "a picture environment": ("", r"\begin{figure}\begin{picture}(10,10)\put(0,0){\includegraphics{a}}\end{picture}\caption{P}\end{figure}", [("TikZ", "P", "")]),
+    "no figure from another number's file": ("", r"\begin{figure}\includegraphics{a.5}\caption{N}\end{figure}", [("(file not found)", "N", "")]),
+    "eps named, png there": ("", r"\begin{figure}\includegraphics{a.eps}\caption{C}\end{figure}", [("a.png", "C", "")]),
+    "extensions in the author's order": (r"\DeclareGraphicsExtensions{.png,.pdf}", r"\begin{figure}\includegraphics{figs/both}\caption{E}\end{figure}", [("figs/both.png", "E", "")]),
+    "pdf before png": (r"\graphicspath{{./figs/},{no/}}", r"\begin{figure}\includegraphics{both}\caption{E}\end{figure}", [("figs/both.pdf", "E", "")]),
+    "names with odd signs": ("", r"\begin{figure}\includegraphics{./figs//x}\includegraphics{figs/under\_score}\includegraphics{\detokenize{figs/under_score}.png}\caption{N}\end{figure}", [("figs/x.pdf", "N", ""), ("figs/under_score.png", "N", "")]),
+    "never outside": ("", r"\begin{figure}\includegraphics{../../etc/passwd}\includegraphics{/etc/hostname}\caption{N}\end{figure}", [("(file not found)", "N", ""), ("(file not found)", "N", "")]),
+    "a trailing brace and a macro in options": (r"\newlength{\w}\newcommand{\wide}{width=3cm}", r"\begin{figure}\includegraphics[\wide,trim={0 0 1 1},clip]{ a }\caption{T}\end{figure}", [("a.png", "T", "")]),
+    "begin and end by macros": (r"\def\bfig{\begin{figure}[t]\centering}\def\efig{\end{figure}}\newcommand{\inc}[2]{\includegraphics[width=#2]{figs/#1.pdf}}", r"\bfig\inc{x}{3cm}\caption{M}\efig", [("figs/x.pdf", "M", "")]),
+    "a macro in a macro's argument": (r"\newcommand{\two}[2]{\begin{figure}#1\caption{#2}\end{figure}}\newcommand{\pic}[1]{\includegraphics{#1}}", r"\two{\pic{a}\pic{b}}{Of \textbf{two}}", [("a.png", "Of two", ""), ("b.png", "Of two", "")]),
+    "delimited def": (r"\def\pic(#1,#2){\includegraphics[width=#2]{#1}}", r"\begin{figure}\pic(a,3cm)\caption{D}\end{figure}", [("a.png", "D", "")]),
+    "let and def of commands": (r"\let\ig\includegraphics\def\fig{\caption}", r"\begin{figure}\ig[width=1cm]{a}\fig{L}\end{figure}", [("a.png", "L", "")]),
+    "csname and makeatletter": (r"\makeatletter\newcommand{\my@pic}[1]{\includegraphics{#1}}\newcommand{\pic}{\@ifstar{\my@pic}{\my@pic}}\makeatother", r"\begin{figure}\pic*{a}\pic{b}\caption{C}\end{figure}", [("a.png", "C", ""), ("b.png", "C", "")]),
+    "xparse conditions": (r"\NewDocumentCommand{\pic}{s o m d()}{\IfBooleanTF{#1}{\includegraphics{#3}}{\IfNoValueTF{#2}{\includegraphics{b}}{\includegraphics{#2}}}}", r"\begin{figure}\pic*{a}\pic{x}\pic[c]{x}(1,2)\caption{X}\end{figure}", [("a.png", "X", ""), ("b.png", "X", ""), ("c.png", "X", "")]),
+    "xparse environment": (r"\NewDocumentEnvironment{myfig}{m O{t}}{\begin{figure}[#2]\includegraphics{#1}}{\end{figure}}", r"\begin{myfig}{a}\caption{E}\end{myfig}", [("a.png", "E", "")]),
+    "ifthenelse and etoolbox": (r"\usepackage{ifthen}\newboolean{long}\setboolean{long}{false}\newtoggle{x}\toggletrue{x}", r"\begin{figure}\ifthenelse{\boolean{long}}{\includegraphics{a}}{\includegraphics{b}}\iftoggle{x}{\includegraphics{c}}{\includegraphics{d}}\caption{I}\end{figure}", [("b.png", "I", ""), ("c.png", "I", "")]),
+    "numbers in conditions": (r"\def\version{2}", r"\begin{figure}\ifnum\version=1 \includegraphics{a}\else\includegraphics{b}\fi\ifcase\version \or\includegraphics{c}\or\includegraphics{d}\fi\if0 \includegraphics{e}\fi\caption{N}\end{figure}", [("b.png", "N", ""), ("d.png", "N", "")]),
+    "IfFileExists": ("", r"\begin{figure}\IfFileExists{nowhere.tex}{\includegraphics{a}}{\includegraphics{b}}\caption{I}\end{figure}", [("b.png", "I", "")]),
+    "an address with a percent sign": ("", "Text \\url{http://a/b%20c} more. \\begin{figure}\\includegraphics{a}\\caption{See \\url{http://a/b%20c}}\\end{figure}", [("a.png", "See http://a/b%20c", "")]),
+    "excluded comments": (r"\usepackage{comment}\excludecomment{old}", r"\begin{old}\begin{figure}\includegraphics{a}\caption{No}\end{figure}\end{old}\begin{figure}\includegraphics{b}\caption{Yes}\end{figure}", [("b.png", "Yes", "")]),
+    "figures in braces and landscape": ("", r"{\small\begin{landscape}\begin{figure}\includegraphics{a}\caption{L}\end{figure}\end{landscape}}\afterpage{\begin{figure}\includegraphics{b}\caption{M}\end{figure}}", [("a.png", "L", ""), ("b.png", "M", "")]),
+    "wrong end": ("", r"\begin{figure}\includegraphics{a}\caption{A}\end{figure*}\begin{figure}\includegraphics{b}\caption{B}\end{figure}", [("a.png", "A", ""), ("b.png", "B", "")]),
+    "mathmode": (r"\def\msun{\ifmmode M_\odot\else$M_\odot$\fi}\newcommand{\al}{\ensuremath{\alpha}}", r"\begin{figure}\includegraphics{a}\caption{\msun\ or $10\msun$, \al{} and $\al_1$, a -- b.}\end{figure}", [("a.png", r"$M_\odot$ or $10 M_\odot$, $\alpha$ and $\alpha_1$, a – b.", "")]),
+    "a file that is picture and text": ("", r"\begin{figure}\def\svgwidth{3cm}\input{figs/inks.pdf_tex}\caption{I}\end{figure}", [("TikZ", "I", "")]),
+    "input of TikZ": ("", r"\begin{figure}\input{figs/plot.tikz}\caption{I}\end{figure}", [("TikZ", "I", "")]),
 }  # fmt: skip
 
 
@@ -171,7 +236,7 @@ def test_labels_panels_and_context(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("latex, text", [
     (r"A \textbf{bold}, \emph{it} and \textcolor{red}{red} word~\cite{a,b}.", "A bold, it and red word."),
-    (r"See (Fig.~\ref{x}), \citep[see][p.~3]{y}, and [\cite{z}, \cite{q}] on.", "See, and on."),
+    (r"See (Fig.~\ref{x}), \citep[see][p.~3]{y}, and [\cite{z}, \cite{q}] on.", "See on."),
     (r"\SI{3.5}{\metre\per\second}, \qty{50}{nm}, 5~mm, 50\% \& \# \_ \$", "3.5 m/s, 50 nm, 5 mm, 50% & # _ $"),
     ("\\'{e} \\\"o \\ss{} na\\\"{\\i}ve ``q'' -- ---", "é ö ß naïve “q” – —"),
     (r"Foo\footnote{bar} \href{http://x.y}{link} \url{http://a.b/c_d}", "Foo link http://a.b/c_d"),

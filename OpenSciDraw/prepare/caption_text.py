@@ -48,11 +48,14 @@ _SI_UNITS = {
 _SYMBOLS = {
     "par": "\n\n", "newline": " ", "\\": " ", "linebreak": " ", "quad": " ", "qquad": " ", "slash": "/", "ldots": "…", "dots": "…",
     "textgreater": ">", "textless": "<", "textbar": "|", "textdegree": "°", "degree": "°", "texttimes": "×", "textmu": "µ",
-    "micro": "µ", "textpm": "±", "protect": "", "xspace": " ", "AA": "Å", "angstrom": "Å", "checkmark": "✓", "item": "\n- ",
+    "micro": "µ", "textpm": "±", "protect": "", "AA": "Å", "angstrom": "Å", "checkmark": "✓", "item": "\n- ",
     "textsquare": "□", "LaTeX": "LaTeX", "TeX": "TeX", "textasciitilde": "~", "textasciicircum": "^", "textbackslash": "\\",
+    "copyright": "©", "textregistered": "®", "texttrademark": "™", "S": "§", "-": "", "textbullet": "•", "textdagger": "†",
+    "ddag": "‡", "P": "¶", "pounds": "£", "celsius": "°C", "textunderscore": "_",
+    "xspace": "\x0e",
     # of conferences' styles that are not among a paper's files
-    "eg": "e.g.", "Eg": "E.g.", "ie": "i.e.", "Ie": "I.e.", "etal": "et al.", "etc": "etc.", "cf": "cf.",
-    "wrt": "w.r.t.", "vs": "vs.", "aka": "a.k.a.", "onedot": ".", "viz": "viz.",
+    "eg": "e.g.\x0e", "Eg": "E.g.\x0e", "ie": "i.e.\x0e", "Ie": "I.e.\x0e", "etal": "et al.\x0e", "etc": "etc.\x0e",
+    "cf": "cf.\x0e", "wrt": "w.r.t.\x0e", "vs": "vs.\x0e", "aka": "a.k.a.\x0e", "onedot": ".\x0e", "viz": "viz.\x0e",
 }  # fmt: skip
 _FORMULAS = "equation align displaymath math eqnarray gather multline alignat flalign".split()
 _ARGUMENTS = {  # as pylatexenc writes them: * a star, [ optional, { not
@@ -63,7 +66,7 @@ _ARGUMENTS = {  # as pylatexenc writes them: * a star, [ optional, { not
     "ang": "[{", "SIrange": "[{{{", "qtyrange": "[{{{", "numrange": "[{{", "rule": "[{{", "includegraphics": "*[[{",
     "caption": "*[{", "multicolumn": "{{{", "gls": "*[{", "Gls": "*[{", "glspl": "*[{", "ac": "*{", "acs": "*{", "acl": "*{",
     "acp": "*{", "fontsize": "{{", "tikz": "[{", "linewidth": "", "definecolor": "{{{", "setcounter": "{{", "addtocounter": "{{",
-    "resizebox": "*{{{", "rotatebox": "[{{", "phantomsection": "", "selectfont": "",
+    "resizebox": "*{{{", "rotatebox": "[{{", "S": "", "phantomsection": "", "selectfont": "",
     "addcontentsline": "{{{", "vskip": "", "hskip": "",
 }  # fmt: skip
 _NAMES = {  # of what a label names, by its start
@@ -75,14 +78,16 @@ _POINTERS = (
     r"(?:[Ff]igures?|[Ff]igs?\.?|[Ss]ections?|[Ss]ec(?:s|ts?)?\.|§+|[Ee]quations?|[Ee]qs?\.|[Ee]qns?\.|[Tt]ables?|[Tt]abs?\.|"
     r"[Rr]efs?\.|[Rr]eferences?|[Aa]ppendix|[Aa]ppendices|[Aa]pp\.|[Aa]lgorithms?|[Aa]lg\.|[Cc]hapters?|[Tt]heorems?|[Ll]emmas?|[Ll]istings?)"
 )
-_GAPS = rf"\(?{_GAP}\)?(?:[ ,;–-]*(?:and|to|or|&)?[ ]*\(?{_GAP}\)?)*"
+_LIST = re.compile(rf"{_GAP}(?:[ ,;–-]*(?:and|to|or|&)?\s*{_GAP})+")
 _LEAD = r"(?:(?:see|cf\.|see also|e\.g\.,?|i\.e\.,?|after|adapted from|taken from|from|compare|following|as in|data from)\s+)?"
-_BRACKETED = re.compile(rf"\s*[(\[](?:{_LEAD}(?:also\s+)?(?:{_POINTERS}\s*)?{_GAPS}[\s,;.]*)+[)\]]", re.IGNORECASE)
-_SEE = re.compile(rf",?(?:^|\s+)(?:see|cf\.)(?:\s+also)?\s+(?:{_POINTERS}\s*)?{_GAPS}(?=\s*(?:[,.;:)]|$))", re.IGNORECASE)
-_BY = re.compile(rf"(?:^|(?<=\s))(?:as\s+in|by|of|from|in|following|after|to|with|per|e\.g\.,?)\s+{_GAPS}")
+_ITEM = rf"{_LEAD}(?:also\s+)?(?:{_POINTERS}\s*)?{_GAP}"
+_BRACKETED = re.compile(rf"\s*[(\[]\s*{_ITEM}(?:[\s,;.–-]*(?:and\s+|or\s+|&\s*)?{_ITEM})*[\s,;.]*[)\]]", re.IGNORECASE)
+_SEE = re.compile(rf",?(?:^|\s+)(?:see|cf\.)(?:\s+also)?\s+(?:{_POINTERS}\s*)?{_GAP}(?=\s*(?:[,.;:)]|$))", re.IGNORECASE)
+_BY = re.compile(rf"(?:^|(?<=\s))(?:as\s+in|by|of|from|in|following|after|to|with|per|e\.g\.,?)\s+{_GAP}")
 _AROUND = re.compile(rf"([,;:.]?)\s*{_GAP}[\s{_GAP}]*([,;:.!?)\]]?)")
 _FORMULA = re.compile("\x06(\\d+)\x07")
 _CRUDE_FORMULA = re.compile(r"\$[^$]{1,2000}\$|\\\([^$]{1,2000}?\\\)")
+_QUOTED = re.compile(r"`([^`'\n]{1,200})'")
 _BLANK_LINE = re.compile(r"\n\s*\n\s*")
 
 
@@ -96,7 +101,9 @@ def readable(latex: str) -> str:
     from pylatexenc.latexwalker import LatexWalkerError
 
     latex = re.sub(r"\\ensuremath\s*\{([^{}]*)\}|\\ensuremath(?![A-Za-z])", r"\1", latex[:_MAX_CHARS])
-    latex = re.sub("[\x05-\x07]", " ", latex)
+    latex = re.sub("[\x05-\x07\x0e]", " ", latex)
+    if len(dollars := re.findall(r"\\\\.|\$", latex)) and dollars.count("$") % 2:  # an unclosed formula would take the rest
+        latex = "\\$".join(latex.rsplit("$", 1))
     if _depth(latex) <= _MAX_DEPTH:
         try:
             return _tidy(*_convert(latex))
@@ -140,6 +147,7 @@ def _contexts() -> tuple[Any, Any]:
     arguments: dict[str, str] = dict.fromkeys(_CITES, "*[[{") | dict.fromkeys([*_REFERENCES, *_GONE_1], "*{")
     arguments |= dict.fromkeys(_KEEP_1, "{") | _ARGUMENTS
     walker.add_context_category("captions", prepend=True, macros=[macrospec.std_macro(n, a) for n, a in arguments.items()])
+    walker.set_unknown_macro_spec(macrospec.std_macro("", "*["))  # of a package: its argument is text, its option is none
 
     gone: Callable[..., str] = lambda node, l2tobj: ""  # noqa: E731
     gap: Callable[..., str] = lambda node, l2tobj: _GAP  # noqa: E731
@@ -148,7 +156,8 @@ def _contexts() -> tuple[Any, Any]:
     rules: dict[str, Any] = dict.fromkeys([*_CITES, *_REFERENCES, "includegraphics", "tikz", "rule"], gap)
     rules |= dict.fromkeys(("autoref", "cref", "Cref", "figref", "fref", "Fref"), _named)
     rules |= dict.fromkeys([*_GONE_1, "fontsize", "footnotemark"], gone) | dict.fromkeys([*_KEEP_1, *_KEEP_LAST, "caption"], last)
-    rules |= {"texorpdfstring": first, "SI": _quantity, "qty": _quantity, "si": _unit, "unit": _unit}
+    rules |= {"ang": lambda node, l2tobj: last(node, l2tobj) + "°", "texorpdfstring": first}
+    rules |= {"SI": _quantity, "qty": _quantity, "si": _unit, "unit": _unit}
     rules |= dict.fromkeys(("SIrange", "qtyrange", "numrange"), _range) | _SYMBOLS
     macros = [latex2text.MacroTextSpec(name, simplify_repl=rule) for name, rule in rules.items()]
     formula: Callable[..., str] = lambda node, l2tobj: l2tobj.math_node_to_text(node)  # noqa: E731
@@ -213,9 +222,12 @@ def _tidy(text: str, formulas: list[str]) -> str:
     text = _BLANK_LINE.sub("\n\n", text.replace("\u00a0", " "))
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     if _GAP in text:
-        for pattern in (_BRACKETED, _SEE):
-            text = pattern.sub("", text)
-        text = _AROUND.sub(_joined, _BY.sub(_GAP, text))
+        for pattern in (_BRACKETED, _LIST, _BRACKETED, _SEE, _BY):
+            text = pattern.sub(_GAP, text)
+        text = _AROUND.sub(_joined, re.sub(rf"§+\s*{_GAP}", _GAP, text)).lstrip(" .,;:")
+    text = re.sub(r"(?<=\.)\x0e\.?(?=[\w\x06(])|\x0e(?=[\w\x06(])", " ", text)
+    text = re.sub(r"(?<=\.)\x0e\.|\x0e", "", text)
+    text = _QUOTED.sub(r"‘\1’", text)
     text = _FORMULA.sub(lambda found: formulas[int(found[1])], text)
     return text.strip(" \n,;")
 

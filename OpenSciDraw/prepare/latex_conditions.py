@@ -16,7 +16,9 @@ NO_CONDITION = re.compile(  # names that start like TeX's conditions but take th
 _TRUE = frozenset("iftrue ifpdf ifpdftex ifPDFTeX ifpdfoutput".split())
 _FALSE = frozenset("iffalse ifxetex ifluatex ifXeTeX ifLuaTeX iftutex ifvmode ifinner ifvoid ifeof".split())
 _NUMBERS = re.compile(r"\s*([-\d]{1,9})\s*([<>=])\s*([-\d]{1,9})(?![\d.])")
-_COMPARED = re.compile(r"(?:[^\n\\<>=]|\\[A-Za-z@]+){0,80}?[<>=](?:\s*[-\d.]+|\s*\\[A-Za-z@]+)?(?:pt|cm|mm|in|em|ex)? ?")
+_COMPARED = re.compile(
+    r"(?:[^\n\\<>=]|\\[A-Za-z@]+(?![A-Za-z@])){0,80}?[<>=](?:\s*[-\d.]+|\s*\\[A-Za-z@]+)?(?:pt|cm|mm|in|em|ex)? ?"
+)
 # The engine that a paper is for, as far as tests go: pdfTeX, which knows these and nothing of the author's yet.
 _PRIMITIVES = frozenset("pdfoutput pdfcompresslevel pdftexversion includegraphics relax pdfminorversion".split())
 _VALUE_TESTS = ("NoValue", "Value", "Boolean", "Blank")

@@ -80,8 +80,9 @@ class TextStack:
         self.stack.pop()
 
     def push(self, text: str) -> None:
+        """What is read next. In macros @ is a letter: it was where they were defined, if they have it in names."""
         self.scanned += len(text)
-        self.stack.append(Buffer(text, at_letter=self.stack[-1].at_letter if self.stack else False))
+        self.stack.append(Buffer(text, at_letter=True))
 
     def settle(self) -> Buffer | None:
         """The text that comes next, past spaces, comments and expansions that are used up; never past a file's end."""

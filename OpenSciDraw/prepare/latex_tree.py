@@ -10,7 +10,7 @@ from OpenSciDraw.prepare.latex_pairs import Caption, Picture, Scope, caption_of,
 from OpenSciDraw.prepare.latex_stream import MAX_OPEN_BRACKETS, Braces, closing_bracket
 
 _TOKEN = re.compile(
-    "\\\\begin\\s*\\{([^{}]{0,100})\\}|\\\\end\\s*\\{([^{}]{0,100})\\}|([{}])|\\\\([A-Za-z@]+)(\\*?)|\\\\.|\x01(\\d+)\x02|\x03(\\d+)\x04",
+    "\\\\begin\\s*\\{([^{}]{0,100})\\}|\\\\end\\s*\\{([^{}]{0,100})\\}|([{}])|\\\\([A-Za-z]+)(\\*?)|\\\\.|\x01(\\d+)\x02|\x03(\\d+)\x04",
     re.DOTALL,
 )
 _BLANK = re.compile(r"\s*")
