@@ -214,6 +214,50 @@ def test_local_styles_give_macros_but_never_redefine_citations(tmp_path: Path) -
     assert pairs(read_figures(tmp_path, LIMITS), tmp_path) == [("a.png", "By OurNet.", "")]
 
 
+def test_a_part_that_is_a_document_does_not_end_the_paper(tmp_path: Path) -> None:
+    figure = r"\begin{figure}\includegraphics{%s}\caption{%s}\end{figure}"
+    write(tmp_path, {
+        **PICTURES, "a_part.tex": document(figure % ("a", "Part"), r"\newcommand{\x}{wrong}"),
+        "preamble.tex": r"\documentclass{article}\newcommand{\ours}{OurNet}", "z/unused.tex": figure % ("c", "Unused"),
+        "main.tex": r"\input{preamble}\begin{document}\input{a_part}" + figure % ("b", r"Of \ours") + r"\end{document}",
+    })  # fmt: skip
+    found = read_figures(tmp_path, LIMITS)
+    assert found.main_files == ["main.tex"]
+    assert pairs(found, tmp_path) == [("a.png", "Part", ""), ("b.png", "Of OurNet", "")]
+
+
+def test_a_paper_in_a_subfolder_finds_its_styles_and_pictures(tmp_path: Path) -> None:
+    write(tmp_path, {
+        "paper/main.tex": document(r"\input{parts/one}", r"\usepackage{mine}"), "paper/img/p.png": "", "figs/q.png": "",
+        "paper/mine.sty": r"\RequirePackage{more}\graphicspath{{img/}}", "paper/more.sty": r"\newcommand{\pic}[1]{\includegraphics{#1}}",
+        "paper/parts/one.tex": r"\begin{figure}\pic{p}\includegraphics{../figs/q}\includegraphics{figs/q}\caption{One}\end{figure}",
+    })  # fmt: skip
+    assert [name for name, _, _ in pairs(read_figures(tmp_path, LIMITS), tmp_path)] == ["paper/img/p.png", "figs/q.png"]
+
+
+def test_fragments_without_a_document_are_each_read_once(tmp_path: Path) -> None:
+    write(tmp_path, {**PICTURES, "a_inner.tex": r"\begin{figure}\pic\caption{In}\end{figure}", "outer.tex": r"\def\pic{\includegraphics{a}}\input a_inner "})
+    assert pairs(read_figures(tmp_path, LIMITS), tmp_path) == [("a.png", "In", "")]
+
+
+def test_a_turned_picture_and_a_page_are_kept_as_options(tmp_path: Path) -> None:
+    body = r"\begin{figure}\rotatebox[origin=c]{-90}{\includegraphics[page=3,trim=1 2 3 4,clip]{figs/x}}\caption{R}\end{figure}"
+    write(tmp_path, {**PICTURES, "main.tex": document(body)})
+    (figure,) = read_figures(tmp_path, LIMITS).figures
+    assert (figure.page, figure.options) == (3, "page=3,trim=1 2 3 4,clip,angle=-90")
+
+
+def test_tikz_has_the_preamble_that_it_needs(tmp_path: Path) -> None:
+    preamble = (
+        r"\usepackage[dvipsnames]{xcolor}\usepackage{tikz}\usetikzlibrary{calc}\tikzset{box/.style={draw}}\definecolor{mine}{rgb}{1,0,0}"
+        r"\newlength\gap\setlength\gap{3mm}\newcommand{\lab}[1]{\textbf{#1}}\section{No}"
+    )
+    write(tmp_path, {**PICTURES, "main.tex": document(r"\begin{figure}\tikz{\node{x};}\caption{T}\end{figure}", preamble)})
+    (figure,) = read_figures(tmp_path, LIMITS).figures
+    wanted = (r"\usetikzlibrary{calc}", r"\tikzset{box/.style={draw}}", r"\definecolor{mine}{rgb}{1,0,0}", r"\setlength\gap{3mm}", r"{\textbf{#1}}")
+    assert all(line in figure.preamble for line in wanted) and "section" not in figure.preamble
+
+
 def test_two_main_documents_give_each_pair_once_and_a_supplement_its_own(tmp_path: Path) -> None:
     figure = r"\begin{figure}\includegraphics{a}\caption{A}\end{figure}"
     write(tmp_path, {**PICTURES, "main.tex": document(figure), "old.tex": document(figure),
@@ -245,6 +289,13 @@ def test_labels_panels_and_context(tmp_path: Path) -> None:
     (r"The line \protect\raisebox{2pt}{\tikz{\draw[red] (0,0) -- (1,0);}} shows", "The line shows"),
     (r"\texorpdfstring{$\alpha$}{alpha} rays \vspace{2mm} \hspace*{1cm}\\ next", r"$\alpha$ rays next"),
     (r"Broken {brace \textbf{x", "Broken brace x"),
+    (r"unbalanced } and { and $x and \textbf{y", "unbalanced and and $x and y"),
+    (r"shown by \citet{x}. Data from \citet{x} are shown, adapted from~\cite{y}.", "shown. Data are shown, adapted."),
+    (r"et al.~\cite{x}, we; \cite{a}, \cite{b}, and \cite{c} say.", "et al., we; say."),
+    (r"Figs.~\ref{a} and \ref{b}, Eq.~(\ref{e}), \cref{fig:a,fig:b}(a) and see \S\ref{q}.", "Figs., Eq., Figure (a) and."),
+    (r"the function \texttt{main()} of array[] at f( x ), 1..10", "the function main() of array[] at f( x ), 1..10"),
+    (r"$\{1,..,n\}$, \(x , y\) and \[z\]", r"$\{1,..,n\}$, $x , y$ and $z$"),
+    (r"\eg this, \etal. and \unknown[opt]{x} \ang{30} hy\-phen `q'", "e.g. this, et al. and x 30° hyphen ‘q’"),
 ])  # fmt: skip
 def test_captions_read_as_a_reader_sees_them(latex: str, text: str) -> None:
     assert readable(latex) == text
@@ -260,6 +311,10 @@ HOSTILE = {
     "million conditions": r"\iftrue" * 200_000,
     "a long line": "x" * 5_000_000 + r"\includegraphics{" * 1000,
     "endless captions": r"\begin{figure}\caption{" * 5000,
+    "a condition without numbers": r"\ifnum " + r"\averylongnameofamacro" * 50_000,
+    "open brackets": r"\includegraphics[" * 100_000,
+    "a gap after a gap": r"\begin{figure}\includegraphics{b}\caption{(" + r"\cite{x} " * 5_000 + r"}\end{figure}",
+    "many captions": r"\begin{figure}" + r"\caption{x}" * 100_000 + r"\includegraphics{a}" * 3 + r"\end{figure}",
     "NUL and control characters": "\x00\x01\x02\x03999\x04",
 }
 
@@ -282,6 +337,11 @@ def test_a_published_paper_gives_each_of_its_thirteen_pairs() -> None:
         "sho", "error", "benchmark_darwin", "correct", "wrong-qpo", "bic", "rotation", "astero", "astero-corner", "astero-comp",
         "transit-ml", "transit-corner", "benchmark_darwin_carma",
     ]  # fmt: skip
+    assert found.figures[3].caption == (
+        "(top left) A simulated dataset (black error bars), and MAP model (blue contours). (bottom left) The residuals between the mean "
+        "predictive model and the data shown in the top left figure. (right) The inferred PSD – the blue contours encompass 68% of the "
+        "posterior mass – compared to the true PSD (dashed black line)."
+    )
     starts = [figure.caption[:40] for figure in found.figures]
     assert starts[5].startswith("The Bayesian information criterion (BIC)") and starts[8].startswith("The probabilistic constraints on $\\nu")
     assert all(len(figure.caption.split()) > 20 and figure.context and figure.panels == 1 for figure in found.figures)

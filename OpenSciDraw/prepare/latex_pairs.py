@@ -149,7 +149,8 @@ def _in_order(row: list[list[_Own] | Caption]) -> list[Unit]:
 
 def _runs(row: list[list[_Own] | Caption], captions: list[Caption]) -> list[Unit] | None:
     """Boxes, then their caption, or as many captions; and so on. Or all captions above. None where it is neither."""
-    entries = [entry for entry in row if not isinstance(entry, Caption) or entry in captions]
+    chosen = set(map(id, captions))
+    entries = [entry for entry in row if not isinstance(entry, Caption) or id(entry) in chosen]
     above, below = isinstance(entries[0], Caption), isinstance(entries[-1], Caption)
     if above == below:
         return None
