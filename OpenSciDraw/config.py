@@ -22,6 +22,7 @@ from pydantic import (
 
 from OpenSciDraw.config_checks import FIGURE_DATASET, require_agreement
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
+from OpenSciDraw.utils.files import is_remote
 
 SECRET_KEYS = frozenset({"huggingface_token", "hub_token"})
 
@@ -91,6 +92,15 @@ class DatasetConfig(_Section):
         "Data",
         "How data without a contract were encoded, as you declare it; compared with the model's.",
     )
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.base_dir)
+
+    @property
+    def location(self) -> str:
+        """Folder or address of the encoded data."""
+        return f"{self.base_dir.rstrip('/')}/{self.parquet_base_path}"
 
 
 class SamplerConfig(_Section):
@@ -360,7 +370,7 @@ class Config(_Section):
             changes = {"figures": data.figures, "resolution": data.resolution or self.encode.resolution}
             return {"encode": self.encode.model_copy(update=changes), **common}
         paths = {"base_dir": data.base_dir, "parquet_base_path": data.parquet_base_path}
-        if "://" in data.base_dir:
+        if data.is_remote:
             common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
         return {**paths, "with_text": self.text == "stored", **common}
 
@@ -418,7 +428,7 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str) and not value.startswith(("drawn:", "~")) and "://" not in value
+    return isinstance(value, str) and not value.startswith(("drawn:", "~")) and not is_remote(value)
 
 
 def _objective_of(family: str, parquet: bool) -> str:

@@ -379,12 +379,11 @@ def room(folder: Path, least: float, wanted: float, what: str, remedy: str) -> F
 def check_store(config: Config, model: FigureModel) -> Finding:
     """Whether the encoded rows were made by this model, as training checks it first."""
     from OpenSciDraw.encode import store_folder
-    from OpenSciDraw.remote import is_remote
     from OpenSciDraw.store import EncodedStore
 
     if not config.use_parquet_dataset:
         return Finding("ok", f"figures are encoded while training ({config.dataset.figures})")
-    if is_remote(config.dataset.base_dir):
+    if config.dataset.is_remote:
         return Finding("ok", f"{config.dataset.base_dir}: in cloud storage, not looked at here; training checks it first")
     folder = store_folder(config)
     if not EncodedStore.is_store(folder):

@@ -32,7 +32,6 @@ from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
-from OpenSciDraw.remote import is_remote
 from OpenSciDraw.staging import Staging
 from OpenSciDraw.store import (
     EMPTY_PROMPT,
@@ -95,7 +94,7 @@ class Prepared:
 
 def store_folder(config: Config) -> Path:
     """The store's folder on this machine. Raises UserError when it lies in cloud storage."""
-    if is_remote(config.dataset.base_dir):
+    if config.dataset.is_remote:
         raise UserError(
             f"dataset.base_dir = {config.dataset.base_dir!r} is in cloud storage: this command reads a store on this machine. "
             "Copy or mount it, and set base_dir to that folder."
@@ -108,9 +107,8 @@ class Target:
 
     def __init__(self, config: Config):
         self.staging: Staging | None = None
-        if is_remote(config.dataset.base_dir):
-            url = f"{config.dataset.base_dir.rstrip('/')}/{config.dataset.parquet_base_path}"
-            self.staging = Staging(url, config.dataset.cache_dir)
+        if config.dataset.is_remote:
+            self.staging = Staging(config.dataset.location, config.dataset.cache_dir)
         self.folder = self.staging.folder if self.staging is not None else store_folder(config)
 
     def has(self, shard: Path) -> bool:
@@ -197,7 +195,7 @@ def _source(config: Config) -> str:
         )
     if source is None:
         raise UserError("encode.figures is not set: which figures? Set encode = dict(figures='my_figures/'), or 'drawn:2000'.")
-    if source.startswith("drawn:") or is_remote(config.dataset.base_dir):
+    if source.startswith("drawn:") or config.dataset.is_remote:
         return source
     if (folder := store_folder(config)).resolve().is_relative_to(Path(source).expanduser().resolve()):
         raise UserError(

@@ -29,7 +29,6 @@ from OpenSciDraw.encode import store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.gpus import GPUS
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
-from OpenSciDraw.remote import is_remote
 from OpenSciDraw.store import EncodedStore
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import RESERVE, ActivationBudget, keeps, measure_saved_bytes
@@ -159,7 +158,7 @@ def shapes(model: FigureModel, config: Config) -> list[Shape]:
     if any(side % multiple for bucket in buckets(config.encode.resolution) for side in (bucket.height, bucket.width)):
         raise UserError(f"encode.resolution = {config.encode.resolution}: this model's sides are multiples of {multiple} px.")
     counts: dict[tuple[int, int, int], float] = {}
-    if not is_remote(config.dataset.base_dir) and EncodedStore.is_store(folder := store_folder(config)):
+    if not config.dataset.is_remote and EncodedStore.is_store(folder := store_folder(config)):
         store = EncodedStore(folder, with_text=config.text == "stored")
         lengths = store.text.lengths()[store.text_row].tolist() if store.text is not None else [text] * len(store.figures)
         typical = -(-sum(lengths) // len(lengths)) if len(set(lengths)) > 1 else lengths[0]

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.row_cache import RowCache, locked
+from OpenSciDraw.row_cache import RowCache
 from OpenSciDraw.shards import index_path
 from OpenSciDraw.store_files import IsWhole, Span, require_whole
+from OpenSciDraw.utils.files import locked
 
 _LOG = logging.getLogger("OpenSciDraw")
 THREADS = 16  # requests of one process at a time
@@ -80,11 +81,6 @@ _NO_CREDENTIALS = {
     "CredentialUnavailableError", "DefaultCredentialsError", "RefreshError", "TokenRetrievalError",
 }  # fmt: skip
 _SECRET = re.compile(r"(?i)\b(sig|x-amz-[a-z-]+|awsaccesskeyid|access_token|token|accountkey|sharedaccesssignature)=[^&\s;'\"]+")
-
-
-def is_remote(path: str) -> bool:
-    """Whether a folder's name is that of a folder in cloud storage."""
-    return "://" in path
 
 
 def _plain(error: BaseException) -> str:

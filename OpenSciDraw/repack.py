@@ -191,11 +191,7 @@ def _open_legacy(folder: Path, config: Config | None) -> _Source:
     rows, model = LegacyRows(folder), build_model(config, Place.here().device())
     model.load_empty_vae()
     contract = model.contract()
-    known = {**contract.latents, **contract.text, "family": contract.family}
-    for key, value in (config.dataset.contract or {}).items():
-        if key not in known or known[key] != value:
-            has = known.get(key, "no such field")
-            raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {has!r}.")
+    contract.require_declared(config.dataset.contract or {})
     origin = {**contract.origin, "repacked": f"declared, repacked from {folder} (layout {rows.layout})"}
     origin["text_computed_in"] = "not recorded"
     declared = replace(contract, origin=origin, picture={"fit": "not recorded"})

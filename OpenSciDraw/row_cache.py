@@ -5,27 +5,17 @@ Any number of processes share it. A row is a file, written under another name fi
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+
+from OpenSciDraw.utils.files import locked
 
 _LOG = logging.getLogger("OpenSciDraw")
 _KEPT = 0.9  # of the limit, when room is made
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Alone among the processes of this machine; gives the descriptor of the lock's file, which is made."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
 
 
 class RowCache:

@@ -96,6 +96,14 @@ class Contract:
                 + "\nUse the model and settings it was encoded with, or encode into another folder."
             )
 
+    def require_declared(self, declared: dict[str, Any]) -> None:
+        """Raises UserError when a field of `dataset.contract` is none of this contract's, or has another value."""
+        known = {**self.latents, **self.text, "family": self.family}
+        for key, value in declared.items():
+            if key not in known or known[key] != value:
+                has = known.get(key, "no such field")
+                raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {has!r}.")
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Contract:
         return cls(**json.loads(text))

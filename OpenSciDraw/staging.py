@@ -10,8 +10,8 @@ from pathlib import Path
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.remote import PATIENT, THREADS, Patience, Remote, default_cache, version_of
-from OpenSciDraw.row_cache import locked
 from OpenSciDraw.shards import index_path
+from OpenSciDraw.utils.files import locked
 
 _KINDS = ("figures", "text")
 

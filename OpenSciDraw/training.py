@@ -26,7 +26,6 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
-from OpenSciDraw.remote import is_remote
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
@@ -125,7 +124,7 @@ class Training:
         )  # fmt: skip
         workers = config.dataloader_num_workers
         order: Any = self.sampler
-        if is_remote(config.dataset.base_dir) and config.dataset.read_ahead_batches:
+        if config.dataset.is_remote and config.dataset.read_ahead_batches:
             order = ReadAhead(self.sampler, workers, config.dataset.read_ahead_batches)
         self.loader: DataLoader[Batch] = DataLoader(
             BatchReader(self.dataset), batch_size=None, sampler=order, num_workers=workers,
@@ -136,18 +135,13 @@ class Training:
             self.sampler.log_size()
 
     def _check_contract(self, found: Contract | None) -> None:
-        data = self.config.dataset
-        wanted, where = self.model.contract(), f"{data.base_dir.rstrip('/')}/{data.parquet_base_path}"
+        wanted, where = self.model.contract(), self.config.dataset.location
         parts = ("latents", "text") if self.config.text == "stored" else ("latents",)
         if found is not None:
             wanted.require(found, parts, where)
         elif self.config.use_parquet_dataset:
             declared = self.config.dataset.contract
-            for key, value in (declared or {}).items():
-                known = {**wanted.latents, **wanted.text, "family": wanted.family}
-                if key not in known or known[key] != value:
-                    has = known.get(key, "no such field")
-                    raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {has!r}.")
+            wanted.require_declared(declared or {})
             _LOG.warning(
                 "%s carries no contract: nothing but widths and shapes could be checked against this model. %s", where,
                 f"Taken on the config's word: {declared}." if declared else "Declare dataset.contract to state how it was made.",

@@ -19,9 +19,10 @@ from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
-from OpenSciDraw.remote import RemoteFolder, is_remote
+from OpenSciDraw.remote import RemoteFolder
 from OpenSciDraw.store import Contract, EncodedStore
 from OpenSciDraw.store_files import Folder, LocalFolder
+from OpenSciDraw.utils.files import is_remote
 
 _LOG = logging.getLogger("OpenSciDraw")
 _MAX_SUBSTITUTES = 16

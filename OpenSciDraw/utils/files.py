@@ -1,9 +1,12 @@
-"""Files that must be on disk, and be what they were."""
+"""Files that must be on disk, be what they were, and be one process's at a time; and folders that are not on a disk."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,3 +26,19 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Alone among the processes of this machine; gives the descriptor of the lock's file, which is made."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a folder's name is that of a folder in cloud storage: s3://bucket/folder."""
+    return "://" in path
