@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gzip
 import io
 import json
@@ -201,6 +202,10 @@ def fail(_: int) -> None:
     raise ValueError("a hostile\nmessage")
 
 
+def fill_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/somewhere")
+
+
 def large(size: int) -> bytes:
     return b"x" * size
 
@@ -214,6 +219,9 @@ def test_what_happens_in_an_isolated_process_stays_there(tmp_path: Path) -> None
         run_isolated(segfault, 0, seconds=30, memory_bytes=2**30)
     with pytest.raises(Crashed, match=r"ValueError: a hostile( |$)"):
         run_isolated(fail, 0, seconds=30, memory_bytes=2**30)
+    with pytest.raises(OSError) as full:  # not Crashed: that would cost the paper, not the run
+        run_isolated(fill_disk, 0, seconds=30, memory_bytes=2**30)
+    assert full.value.errno == errno.ENOSPC
     start = time.monotonic()
     with pytest.raises(TooMuch, match="time limit: not done after 10 s"):  # most of it goes into importing this file
         run_isolated(sleep_with_child, str(tmp_path / "pid"), seconds=10, memory_bytes=2**30)
@@ -483,6 +491,55 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(pile: Path, tmp_path: Pa
     assert content(tmp_path / "whole") == content(tmp_path / "killed")
 
 
+def test_a_caption_that_changed_beside_the_same_picture_reaches_the_figures(tmp_path: Path) -> None:
+    source = tmp_path / "2101.00000"
+    for caption in ("A caption of five words here.", "Another caption of six words here."):
+        source.write_bytes(tar({"main.tex": tex(caption).encode(), "f0.png": png(1)}))
+        prepare([source], tmp_path / "out", settings())
+        table = pq.read_table(next((tmp_path / "out" / "figures").rglob("*.parquet")))
+        assert table.column("caption").to_pylist() == [caption]
+
+
+def test_a_program_that_was_missing_has_its_pictures_drawn_once_it_is_there(pile: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    papers, _ = find_papers([pile])
+    digests = []
+    for path in ("", os.environ["PATH"], str(program(tmp_path, "gs")), str(program(tmp_path, "pdflatex"))):
+        monkeypatch.setenv("PATH", path)
+        digests.append(plan(papers, tmp_path / "out", settings())[0].digest)
+    assert digests[0] not in digests[2:] and digests[2] != digests[3]
+
+
+def program(folder: Path, name: str) -> Path:
+    path = folder / f"with_{name}" / name
+    path.parent.mkdir()
+    path.touch(mode=0o755)
+    return path.parent
+
+
+def test_what_is_wrong_with_a_source_that_was_read_is_named(tmp_path: Path) -> None:
+    body = tex("A caption of five words here.").replace(r"\begin{document}", r"\begin{document}\input{gone}")
+    (tmp_path / "2101.00000").write_bytes(tar({"main.tex": body.encode(), "f0.png": png(1), "../x": b""}))
+    prepare([tmp_path / "2101.00000"], tmp_path / "out", settings())
+    problems = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in problems] == ["2101.00000"] * 2
+    assert "leads out of the archive" in problems[0]["problem"] and "input not found: 'gone'" in problems[1]["problem"]
+
+
+def test_an_interrupted_run_ends_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    endless = rb"\documentclass{x}\begin{document}\def\a{\a}\a"
+    (tmp_path / "2101.00000").write_bytes(gzip.compress(endless))
+    command = [sys.executable, "-m", "OpenSciDraw.cli", "prepare", str(tmp_path / "2101.00000"), "--out", str(tmp_path / "out"),
+               "--cfg_options", "limits.expansions=1000000000", "limits.seconds=100"]  # fmt: skip
+    running = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "out").glob(".work/*/source/*")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    start = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    running.wait(60)
+    assert time.monotonic() - start < 15 and not (tmp_path / "out" / ".work").exists()
+
+
 def test_licences_come_from_metadata_or_a_file_beside_the_source(pile: Path, tmp_path: Path) -> None:
     (tmp_path / "meta.jsonl").write_text('{"id": "2101.00001", "license": "http://creativecommons.org/licenses/by/4.0/"}\n')
     project = tmp_path / "pile" / "project"
@@ -512,7 +569,9 @@ def test_wrong_settings_and_places_are_refused_before_any_work(
     assert parse_settings(["limits.seconds=5", "languages=[]"]).limits.seconds == 5
     assert scienceflow(["prepare", str(pile), "--out", str(pile / "out")]) == 2
     assert scienceflow(["prepare", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
-    assert "lies inside a source" in (errors := capsys.readouterr().err) and "There is no source" in errors
+    assert scienceflow(["prepare", str(pile), "--out", __file__]) == 2
+    errors = capsys.readouterr().err
+    assert "lies inside a source" in errors and "There is no source" in errors and "is a file" in errors
 
 
 @pytest.mark.skipif(not CELERITE.exists(), reason="the corpus of LaTeX sources is not beside the repository")

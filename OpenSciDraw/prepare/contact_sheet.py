@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image
 
@@ -40,23 +39,22 @@ class Tile:
     caption: str
 
 
-def write_contact_sheet(
-    path: Path, title: str, tables: Sequence[tuple[str, Sequence[Sequence[str]]]], groups: Iterable[tuple[str, Sequence[Tile]]]
-) -> None:
-    """`tables` are (heading, rows; the first is the header), `groups` (heading, tiles)."""
-    parts = [
+def contact_sheet(
+    title: str, tables: Sequence[tuple[str, Sequence[Sequence[str]]]], groups: Iterable[tuple[str, Sequence[Tile]]]
+) -> Iterator[str]:
+    """The page, in pieces. `tables` are (heading, rows; the first is the header), `groups` (heading, tiles)."""
+    yield from (
         "<!doctype html><html lang=en><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-    ]
-    parts.append("<h2>Counts</h2><div class=tables>")
+        "<h2>Counts</h2><div class=tables>",
+    )
     for heading, rows in tables:
         cells = map(_row, rows, ["th"] + ["td"] * (len(rows) - 1))
-        parts += [f"<table><caption>{html.escape(heading)}</caption>", *cells, "</table>"]
-    parts.append("</div>")
+        yield from (f"<table><caption>{html.escape(heading)}</caption>", *cells, "</table>\n")
+    yield "</div>\n"
     for heading, tiles in groups:
-        parts += [f"<h2>{html.escape(heading)}</h2><div class=grid>", *map(_figure, tiles), "</div>"]
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
+        yield from (f"<h2>{html.escape(heading)}</h2><div class=grid>\n", *map(_figure, tiles), "</div>\n")
 
 
 def _row(cells: Sequence[str], tag: str) -> str:
@@ -69,7 +67,7 @@ def _figure(tile: Tile) -> str:
     text = f"<details><summary>{short}</summary>{caption}</details>" if len(tile.caption) > 160 else short
     source, alt = _thumbnail(tile.image), html.escape(tile.caption[:120], quote=True)
     line = f"<b>{html.escape(tile.line)}</b>"
-    return f'<figure><img loading=lazy alt="{alt}" src="{source}"><figcaption>{line}{text}</figcaption></figure>'
+    return f'<figure><img loading=lazy alt="{alt}" src="{source}"><figcaption>{line}{text}</figcaption></figure>\n'
 
 
 def _thumbnail(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What `prepare` says of its outcome: rejected.jsonl, summary.json, README.md (a data card), contact_sheet.html."""
+"""What `prepare` says of its outcome: rejected.jsonl, problems.jsonl, summary.json, README.md (a data card), contact_sheet.html."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from OpenSciDraw import __version__
 from OpenSciDraw.prepare.archives import Dropped
-from OpenSciDraw.prepare.contact_sheet import Tile, write_contact_sheet
-from OpenSciDraw.prepare.extract import ShardJob, read_facts
+from OpenSciDraw.prepare.contact_sheet import Tile, contact_sheet
+from OpenSciDraw.prepare.extract import Extracted, ShardFacts
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection
 from OpenSciDraw.prepare.settings import PrepareSettings
 
@@ -26,69 +26,80 @@ _KEPT_TILES, _REJECTED_TILES = 60, 8
 Table = tuple[str, list[list[str]]]
 
 
-def write_results(
-    out: Path,
-    jobs: Sequence[ShardJob],
-    rows: pa.Table,
-    selection: Selection,
-    dropped: Sequence[Dropped],
-    settings: PrepareSettings,
-) -> None:
-    """Write the four files, each whole or not at all."""
-    summary = _summary(jobs, rows, selection, dropped, settings)
+@dataclass(frozen=True)
+class Results:
+    """All that is known at the end. `rows` are the small columns of all extracted pictures, in the order of `extracted`."""
+
+    facts: Sequence[ShardFacts]
+    set_aside: Sequence[Dropped]  # papers that were not read, for others of their ids
+    rows: pa.Table
+    selection: Selection
+    extracted: Extracted
+    settings: PrepareSettings
+
+    @property
+    def dropped(self) -> list[Dropped]:
+        return [*self.set_aside, *(drop for facts in self.facts for drop in facts.dropped)]
+
+    def identity(self, row: int) -> str:
+        paper, figure, panel = (self.rows.column(name)[row].as_py() for name in ("paper_id", "figure_id", "panel"))
+        return f"{paper}/{figure}{panel}"
+
+
+def write_results(out: Path, results: Results) -> None:
+    """Write the files, each whole or not at all."""
+    summary = _summary(results)
     tables = _tables(summary)
-    _write(
-        out / "rejected.jsonl",
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _rejected(rows, selection, dropped)),
-    )
-    _write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    _write(out / "README.md", _card(summary, tables))
-    building = out / ".contact_sheet.html.tmp"
-    write_contact_sheet(building, f"{out.name}: prepared figures", tables, _groups(jobs, rows, selection, settings.seed))
-    os.replace(building, out / "contact_sheet.html")
+    problems = ({"id": paper, "problem": problem} for facts in results.facts for paper, problem in facts.problems)
+    _write(out / "rejected.jsonl", map(_json_line, _rejected(results)))
+    _write(out / "problems.jsonl", map(_json_line, problems))
+    _write(out / "summary.json", [json.dumps(summary, indent=1) + "\n"])
+    _write(out / "README.md", [_card(summary, tables)])
+    _write(out / "contact_sheet.html", contact_sheet(f"{out.name}: prepared figures", tables, _groups(results)))
 
 
-def _write(path: Path, text: str) -> None:
+def _json_line(entry: dict[str, str]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     building = path.with_name(f".{path.name}.tmp")
-    building.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with building.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(parts)
     os.replace(building, path)
 
 
-def _rejected(rows: pa.Table, selection: Selection, dropped: Sequence[Dropped]) -> Iterator[dict[str, str]]:
+def _rejected(results: Results) -> Iterator[dict[str, str]]:
     """One line for each paper and picture that is not used."""
-    for drop in dropped:
+    for drop in results.dropped:
         yield {"id": f"{drop.paper_id}/{drop.figure_id}".rstrip("/"), "source": drop.source, "reason": drop.reason}
-    out = np.flatnonzero(~selection.keep)
-    names = [rows.column(name) for name in ("paper_id", "figure_id", "panel", "source_file")]
-
-    def identity(row: int) -> str:
-        return f"{names[0][row]}/{names[1][row]}{names[2][row]}"
-
-    for row in out.tolist():
-        reason = selection.reasons[selection.reason[row]]
+    selection = results.selection
+    for row in np.flatnonzero(~selection.keep).tolist():
         other = int(selection.same_as[row])
-        more = f" as {identity(other)}" if other != row else ""
-        yield {"id": identity(row), "source": str(names[3][row]), "reason": reason + more}
+        more = f" as {results.identity(other)}" if other != row else ""
+        source = results.rows.column("source_file")[row].as_py()
+        yield {"id": results.identity(row), "source": source, "reason": selection.reasons[selection.reason[row]] + more}
 
 
-def _summary(
-    jobs: Sequence[ShardJob], rows: pa.Table, selection: Selection, dropped: Sequence[Dropped], settings: PrepareSettings
-) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for job in jobs:
-        counts.update((read_facts(job.path) or {"counts": {}})["counts"])
+def _summary(results: Results) -> dict[str, Any]:
+    selection, rows, facts = results.selection, results.rows, results.facts
     kept = selection.keep
-    papers = pc.count_distinct(rows.column("paper_id").filter(pa.array(kept))).as_py()
+    used = rows.filter(pa.array(kept))
 
     def of(name: str) -> dict[str, int]:
-        found = pc.value_counts(rows.column(name).filter(pa.array(kept))).to_pylist()
+        found = pc.value_counts(used.column(name)).to_pylist()
         return {entry["values"] or "unknown": entry["counts"] for entry in sorted(found, key=lambda e: -e["counts"])}
 
     return {
         "scienceflow": __version__,
-        "settings": settings.model_dump(),
-        "papers": {"read": counts["papers"], "with pictures": counts["papers_with_figures"], "with kept pictures": papers},
-        "not extracted": dict(Counter(drop.reason.split(":")[0] for drop in dropped).most_common()),
+        "settings": results.settings.model_dump(),
+        "papers": {
+            "read": sum(shard.papers for shard in facts),
+            "with pictures": sum(shard.papers_with_figures for shard in facts),
+            "with kept pictures": pc.count_distinct(used.column("paper_id")).as_py(),
+            "with problems (problems.jsonl)": len({paper for shard in facts for paper, _ in shard.problems}),
+        },
+        "not extracted": dict(Counter(drop.reason.split(":")[0] for drop in results.dropped).most_common()),
         "extracted": rows.num_rows,
         "steps": [vars(step) for step in selection.steps],
         "kept": int(kept.sum()),
@@ -97,7 +108,6 @@ def _summary(
         "kind": of("kind"),
         "licence": of("licence"),
         "language": of("language"),
-        "with context": int(pc.sum(pc.greater(pc.binary_length(rows.column("label").filter(pa.array(kept))), 0)).as_py() or 0),
     }
 
 
@@ -125,7 +135,7 @@ configs:
 # {kept:,} figures with captions from {papers:,} papers
 
 Made by ScienceFlow {version}, `scienceflow prepare`. Look at `contact_sheet.html`; what is missing is in `rejected.jsonl` with
-its reason; all counts are in `summary.json`.
+its reason, what is wrong with the sources of papers that were read in `problems.jsonl`; all counts are in `summary.json`.
 
 ## Columns of figures/<split>/*.parquet
 
@@ -167,45 +177,20 @@ def _card(summary: dict[str, Any], tables: Sequence[Table]) -> str:
 
 
 # -- the contact sheet -------------------------------------------------------------------------
-def _groups(jobs: Sequence[ShardJob], rows: pa.Table, selection: Selection, seed: int) -> Iterator[tuple[str, list[Tile]]]:
-    """Some of what was kept, and some of what each filter took away, chosen by `seed`."""
-    tiles = _tiles_of(jobs, rows)
-    chance = random.Random(seed)
-    kept = np.flatnonzero(selection.keep).tolist()
-    chosen = sorted(chance.sample(kept, min(_KEPT_TILES, len(kept))))
-    yield f"Kept: {len(chosen)} of {len(kept)}", [tiles(row, QUALITIES[selection.quality[row]]) for row in chosen]
-    for number, reason in enumerate(selection.reasons):
-        out = np.flatnonzero(selection.reason == number).tolist() if number else []
-        chosen = sorted(chance.sample(out, min(_REJECTED_TILES, len(out))))
+def _groups(results: Results) -> Iterator[tuple[str, list[Tile]]]:
+    """Some of what was kept, and some of what each filter took away, chosen by the seed."""
+    selection = results.selection
+    chance = random.Random(results.settings.seed)
+    for number, reason in enumerate(selection.reasons):  # the first is that of kept pictures
+        found = np.flatnonzero(selection.reason == number).tolist()
+        chosen = sorted(chance.sample(found, min(_REJECTED_TILES if number else _KEPT_TILES, len(found))))
         if chosen:
-            yield f"Left out, {reason}: {len(chosen)} of {len(out)}", [tiles(row, "left out") for row in chosen]
+            heading = f"Left out, {reason}" if number else "Kept"
+            yield f"{heading}: {len(chosen)} of {len(found)}", [_tile(results, row) for row in chosen]
 
 
-def _tiles_of(jobs: Sequence[ShardJob], rows: pa.Table) -> Callable[[int, str], Tile]:
-    """The tile of a row: its picture is read from extracted/."""
-    counts = [pq.read_metadata(job.path).num_rows for job in jobs]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-
-    def value(name: str, row: int) -> Any:
-        return rows.column(name)[row].as_py()
-
-    def tile(row: int, note: str) -> Tile:
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        image = _image(jobs[shard].path, row - int(starts[shard]))
-        panel = f" {value('panel', row)}" if value("panel", row) else ""
-        size = f"{value('width', row)}×{value('height', row)}"
-        line = f"{value('paper_id', row)} {value('figure_id', row)}{panel} · {size} · {value('kind', row)} · {note}"
-        return Tile(image, line, value("caption", row))
-
-    return tile
-
-
-def _image(path: Path, row: int) -> bytes:
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        if row < count:
-            data: bytes = file.read_row_group(group, columns=["image"]).column(0)[row].as_py()
-            return data
-        row -= count
-    raise IndexError(row)
+def _tile(results: Results, row: int) -> Tile:
+    whole, selection = results.extracted.take([row]).to_pylist()[0], results.selection
+    size = f"{whole['width']}×{whole['height']}"
+    note = "left out" if selection.reason[row] else QUALITIES[selection.quality[row]]
+    return Tile(whole["image"], f"{results.identity(row)} · {size} · {whole['kind']} · {note}", whole["caption"])

@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -46,7 +47,8 @@ EXTRACTED = pa.schema(
         *MEASUREMENT_FIELDS,
     ]
 )
-SMALL = tuple(f.name for f in EXTRACTED if f.name not in ("image", "context"))  # what decisions are made from
+_LARGE = ("image", "caption", "context")
+SMALL = tuple(f.name for f in EXTRACTED if f.name not in _LARGE)  # what decisions are made from
 _LICENCE_FILES = re.compile(r"(licen[cs]e|copying)(\.(md|txt|rst))?", re.IGNORECASE)
 _LICENCES = {  # words of a licence file's first lines: its SPDX name
     "mit license": "MIT",
@@ -70,7 +72,6 @@ class PaperResult:
 class ShardJob:
     """The papers whose rows make one file of extracted/, and a hash of all that decides what is in it."""
 
-    number: int
     path: Path
     papers: Sequence[PaperSource]
     licences: dict[str, str]
@@ -167,41 +168,79 @@ def _licence_in(root: Path) -> str:
 
 
 # -- one shard -----------------------------------------------------------------------------------
-def write_extracted(job: ShardJob, results: Iterable[tuple[PaperSource, PaperResult]]) -> dict[str, int]:
-    """Write a file of extracted/ whole, a row group a paper; what was dropped goes into its metadata."""
+@dataclass(frozen=True)
+class ShardFacts:
+    """What a file of extracted/ says of itself. `problems` are (paper_id, what is wrong with its source)."""
+
+    digest: str
+    dropped: list[Dropped]
+    problems: list[tuple[str, str]]
+    papers: int
+    papers_with_figures: int
+
+
+def write_extracted(job: ShardJob, results: Iterable[PaperResult]) -> None:
+    """Write a file of extracted/ whole, a row group a paper; `results` are those of the job's papers in their order."""
     building = job.path.with_name(f".{job.path.name}.tmp")
     building.parent.mkdir(parents=True, exist_ok=True)
     dropped: list[dict[str, str]] = []
-    counts = {"papers": 0, "papers_with_figures": 0, "figures": 0}
+    problems: list[tuple[str, str]] = []
+    with_figures = 0
     with pq.ParquetWriter(building, EXTRACTED, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
-        for _, result in results:
-            counts["papers"] += 1
-            counts["papers_with_figures"] += bool(result.rows)
-            counts["figures"] += len(result.rows)
+        for paper, result in zip(job.papers, results, strict=True):
+            with_figures += bool(result.rows)
             dropped += [vars(drop) for drop in result.dropped]
+            problems += [(paper.paper_id, problem) for problem in result.problems]
             if result.rows:
                 writer.write_table(pa.Table.from_pylist(result.rows, schema=EXTRACTED))
-        facts = {"digest": job.digest, "dropped": dropped, "counts": counts}
-        writer.add_key_value_metadata({"extracted": json.dumps(facts)})
+        facts = ShardFacts(job.digest, [], problems, len(job.papers), with_figures)
+        writer.add_key_value_metadata({"extracted": json.dumps({**vars(facts), "dropped": dropped})})
     sync_to_disk(building)
     os.replace(building, job.path)
     sync_to_disk(job.path.parent)
-    return counts
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
+def read_facts(path: Path) -> ShardFacts | None:
     """What a file of extracted/ says of itself; None where it is not there."""
     if not path.exists():
         return None
-    facts: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[b"extracted"])
-    return facts
+    facts = json.loads(pq.read_metadata(path).metadata[b"extracted"])
+    dropped = [Dropped(**entry) for entry in facts.pop("dropped")]
+    return ShardFacts(dropped=dropped, **facts)
 
 
-def run_job(job: ShardJob, settings: PrepareSettings, scratch: Path) -> dict[str, int]:
+def run_job(job: ShardJob, settings: PrepareSettings, scratch: Path) -> None:
     """A whole shard, its papers one after the other: the unit of work of an engine that spreads shards."""
+    licences = (job.licences.get(source.paper_id, "") for source in job.papers)
+    pairs = zip(job.papers, licences, strict=True)
+    write_extracted(job, (extract_paper(source, licence, settings, scratch) for source, licence in pairs))
 
-    def results() -> Iterator[tuple[PaperSource, PaperResult]]:
-        for source in job.papers:
-            yield source, extract_paper(source, job.licences.get(source.paper_id, ""), settings, scratch)
 
-    return write_extracted(job, results())
+class Extracted:
+    """Whole rows of extracted/ by their number over all shards; a paper's rows are the least that is read."""
+
+    def __init__(self, jobs: Sequence[ShardJob]):
+        self._groups: list[tuple[Path, int]] = []
+        starts = [0]
+        for job in jobs:
+            metadata = pq.read_metadata(job.path)
+            for group in range(metadata.num_row_groups):
+                self._groups.append((job.path, group))
+                starts.append(starts[-1] + metadata.row_group(group).num_rows)
+        self._starts = np.array(starts)
+        self._file: tuple[Path, pq.ParquetFile] | None = None  # the last one: rows are mostly asked for in order
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> pa.Table:
+        """Rows in ascending order, all columns."""
+        wanted = np.asarray(rows)
+        groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        tables = [
+            self._read(group).take(wanted[groups == group] - self._starts[group]) for group in np.unique(groups).tolist()
+        ]
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _read(self, group: int) -> pa.Table:
+        path, number = self._groups[group]
+        if self._file is None or self._file[0] != path:
+            self._file = (path, pq.ParquetFile(path))
+        return self._file[1].read_row_group(number)

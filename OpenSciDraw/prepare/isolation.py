@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import gc
 import os
 import pickle
@@ -67,6 +68,7 @@ def run_isolated(
     Raises:
         TooMuch: after `seconds` of wall-clock or CPU time, or at `memory_bytes` beyond the interpreter's own.
         Crashed: the function raised something, or its process died.
+        OSError: the disk is full (ENOSPC), which is no fault of what the function was given.
     """
     request = pickle.dumps((function, argument))
     data, status = _launch(seconds, memory_bytes)
@@ -80,7 +82,15 @@ def run_isolated(
     kind, value = pickle.loads(reply)
     if kind == "result":
         return value  # type: ignore[no-any-return]
+    if kind == "full":
+        raise OSError(errno.ENOSPC, value)
     raise TooMuch(value) if kind == "memory" else Crashed(value)
+
+
+def end_all() -> None:
+    """End the functions that run now, in whatever thread; each is then Crashed. The next call is as ever."""
+    with _hold.lock:
+        _hold.stop()
 
 
 def run_program(
@@ -356,7 +366,9 @@ def _work(data: socket.socket, seconds: float, memory_bytes: int) -> None:
         words = str(error).splitlines()
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
-        reply = pickle.dumps(("error", f"crashed: {type(error).__name__}: {words[0][:500] if words else ''} ({where})"))
+        reason = f"crashed: {type(error).__name__}: {words[0][:500] if words else ''} ({where})"
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        reply = pickle.dumps(("full", os.strerror(errno.ENOSPC)) if is_full else ("error", reason))
     data.sendall(_LENGTH.pack(len(reply)))
     data.sendall(reply)
 

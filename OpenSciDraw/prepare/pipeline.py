@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -32,20 +34,23 @@ from tqdm import tqdm
 
 from OpenSciDraw.datasets.figure_lists import ID_COLUMN
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.prepare.archives import Dropped, PaperSource, find_papers
-from OpenSciDraw.prepare.data_card import write_results
+from OpenSciDraw.prepare.archives import PaperSource, find_papers
+from OpenSciDraw.prepare.data_card import Results, write_results
 from OpenSciDraw.prepare.extract import (
     SMALL,
     VERSION,
+    Extracted,
     PaperResult,
     ShardJob,
     extract_paper,
     read_facts,
     write_extracted,
-)
+)  # fmt: skip
+from OpenSciDraw.prepare.isolation import end_all
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection, select
 from OpenSciDraw.prepare.settings import Limits, PrepareSettings
-from OpenSciDraw.utils.files import sync_to_disk
+from OpenSciDraw.prepare.tikz import find_tex_engine
+from OpenSciDraw.utils.files import locked, sync_to_disk
 
 _LOG = logging.getLogger("OpenSciDraw")
 _EXTRACTING = ("dpi", "max_side", "ocr", "limits")  # settings that decide what is in extracted/
@@ -54,17 +59,21 @@ ROW_GROUP = 16  # pictures: about what a reader of one picture reads beside it
 
 def main(arguments: argparse.Namespace) -> int:
     """The command. Returns the exit code."""
-    _require_packages()
     settings = parse_settings(arguments.cfg_options)
+    _require_packages(settings)
     prepare(arguments.sources, Path(arguments.out), settings, arguments.engine)
     return 0
 
 
-def _require_packages() -> None:
-    """Raises UserError naming what the extra 'prepare' would install."""
-    missing = [name for name in ("pylatexenc", "pypdfium2", "resvg_py", "py3langid") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"scienceflow prepare needs {', '.join(missing)}: pip install 'OpenSciDraw[prepare]' (or '.[prepare]').")
+def _require_packages(settings: PrepareSettings) -> None:
+    """Raises UserError naming what the extras 'prepare' and 'ocr' would install."""
+    needed = {"prepare": ("pylatexenc", "pypdfium2", "resvg_py", "py3langid"), "ocr": ("rapidocr", "onnxruntime")}
+    for extra, names in needed.items():
+        missing = [name for name in names if find_spec(name) is None]
+        if missing and (extra == "prepare" or settings.ocr):
+            raise UserError(
+                f"scienceflow prepare needs {', '.join(missing)}: pip install 'OpenSciDraw[{extra}]' (or '.[{extra}]')."
+            )
 
 
 def parse_settings(options: Sequence[str]) -> PrepareSettings:
@@ -102,27 +111,24 @@ def prepare(sources: Sequence[str | Path], out: Path, settings: PrepareSettings,
     """
     if any(out.resolve().is_relative_to(Path(source).expanduser().resolve()) for source in sources):
         raise UserError(f"--out {out} lies inside a source: its pictures would be taken for a paper's. Choose a folder outside.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file. Choose a folder.")
     papers, set_aside = find_papers(sources)
     _LOG.info("%d papers in %s", len(papers), ", ".join(map(str, sources)))
     jobs = plan(papers, out, settings)
     _refuse_strangers(out, jobs)
-    missing = [job for job in jobs if (facts := read_facts(job.path)) is None or facts["digest"] != job.digest]
-    if len(missing) < len(jobs):
-        _LOG.info("%d of %d shards of papers are there already", len(jobs) - len(missing), len(jobs))
-    scratch = out / ".work"
-    scratch.mkdir(parents=True, exist_ok=True)
-    try:
-        _run(missing, settings, scratch, engine)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    rows = pa.concat_tables([pq.read_table(job.path, columns=list(SMALL)) for job in jobs])
-    selection = select(rows, settings)
-    dropped = [*set_aside, *_dropped(jobs)]
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock"):  # two of this command would clear away each other's unpacked papers
+        _extract(jobs, settings, out / ".work", engine)
+        facts = [found for job in jobs if (found := read_facts(job.path)) is not None]
+        rows = pa.concat_tables([pq.read_table(job.path, columns=list(SMALL)) for job in jobs]).combine_chunks()
+        selection, extracted = select(rows, settings), Extracted(jobs)
+        if selection.keep.any():
+            made_of = hashlib.sha256(" ".join(job.digest for job in jobs).encode()).hexdigest()
+            _write_figures(out / "figures", extracted, made_of, selection, settings)
+        write_results(out, Results(facts, set_aside, rows, selection, extracted, settings))
     if not selection.keep.any():
-        write_results(out, jobs, rows, selection, dropped, settings)
         raise UserError(f"No picture was kept: see {out / 'rejected.jsonl'} and {out / 'contact_sheet.html'} for the reasons.")
-    _write_figures(out / "figures", jobs, rows, selection, settings)
-    write_results(out, jobs, rows, selection, dropped, settings)
     _LOG.info("look at %s; train on it with encode = dict(figures='%s')", out / "contact_sheet.html", out / "figures" / "train")
     return selection
 
@@ -131,14 +137,15 @@ def prepare(sources: Sequence[str | Path], out: Path, settings: PrepareSettings,
 def plan(papers: Sequence[PaperSource], out: Path, settings: PrepareSettings) -> list[ShardJob]:
     """Shards of extracted/, each with a hash of its papers and of the settings that decide what is in it."""
     licences = _licences(settings.metadata, papers)
-    chosen = settings.model_dump(include=set(_EXTRACTING))
+    # a picture that was left out for want of a program is drawn once it is there
+    chosen = [VERSION, settings.model_dump(include=set(_EXTRACTING)), find_tex_engine(), shutil.which("gs") is not None]
     jobs = []
     for number, start in enumerate(range(0, len(papers), settings.papers_per_shard)):
         part = papers[start : start + settings.papers_per_shard]
         own = {paper.paper_id: licences[paper.paper_id] for paper in part if paper.paper_id in licences}
-        content = [VERSION, chosen, [[p.paper_id, *_stamp(p), own.get(p.paper_id, "")] for p in part]]
+        content = [chosen, [[p.paper_id, *_stamp(p), own.get(p.paper_id, "")] for p in part]]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        jobs.append(ShardJob(number, out / "extracted" / f"{number:05d}.parquet", part, own, digest))
+        jobs.append(ShardJob(out / "extracted" / f"{number:05d}.parquet", part, own, digest))
     return jobs
 
 
@@ -163,7 +170,6 @@ def _licences(metadata: str | None, papers: Sequence[PaperSource]) -> dict[str, 
     path = Path(metadata).expanduser()
     if not path.is_file():
         raise UserError(f"metadata = {metadata!r}: there is no such file.")
-    wanted = {paper.paper_id.replace("/", "") for paper in papers}
     names = {paper.paper_id.replace("/", ""): paper.paper_id for paper in papers}
     found: dict[str, str] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -173,7 +179,7 @@ def _licences(metadata: str | None, papers: Sequence[PaperSource]) -> dict[str, 
                 identity, licence = str(entry["id"]).replace("/", ""), entry.get("license")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not an object with `id` and `license` ({error!r}).") from error
-            if identity in wanted and licence:
+            if identity in names and licence:
                 found[names[identity]] = str(licence)
     return found
 
@@ -188,85 +194,87 @@ def _refuse_strangers(out: Path, jobs: Sequence[ShardJob]) -> None:
         )
 
 
-def _run(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path, engine: str) -> None:
-    if not jobs:
-        return
-    if engine == "ray":
-        from OpenSciDraw.engines.ray_engine import run_prepare
+def _extract(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path, engine: str) -> None:
+    """Write the files of extracted/ that are not there, or hold something else."""
+    missing = [job for job in jobs if (facts := read_facts(job.path)) is None or facts.digest != job.digest]
+    if len(missing) < len(jobs):
+        _LOG.info("%d of %d shards of papers are there already", len(jobs) - len(missing), len(jobs))
+    scratch.mkdir(exist_ok=True)
+    try:
+        if missing and engine == "ray":
+            from OpenSciDraw.engines.ray_engine import run_prepare
 
-        run_prepare(jobs, settings, scratch)
-        return
+            run_prepare(missing, settings, scratch)
+        elif missing:
+            _extract_here(missing, settings, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _extract_here(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path) -> None:
     workers = settings.num_workers or os.cpu_count() or 1
-    total = sum(len(job.papers) for job in jobs)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="papers", unit="paper") as bar:
-        results = _in_order(jobs, settings, scratch, pool, 4 * workers + 16)
-        for job in jobs:
-            write_extracted(job, (next(results) for _ in _counted(bar, job)))
-
-
-def _counted(bar: tqdm, job: ShardJob) -> Iterator[PaperSource]:
-    for paper in job.papers:
-        yield paper
-        bar.update()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with tqdm(total=sum(len(job.papers) for job in jobs), desc="papers", unit="paper") as bar:
+            results = _in_order(jobs, settings, scratch, pool, 4 * workers + 16, bar)
+            for job in jobs:
+                write_extracted(job, itertools.islice(results, len(job.papers)))
+    except BaseException:  # Ctrl-C or a full disk: do not wait for the papers that are under way
+        pool.shutdown(wait=False, cancel_futures=True)
+        end_all()
+        raise
+    pool.shutdown()
 
 
 def _in_order(
-    jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[PaperSource, PaperResult]]:
+    jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path, pool: ThreadPoolExecutor, ahead: int, bar: tqdm
+) -> Iterator[PaperResult]:
     """Results in the order of the papers; threads wait for the papers' own processes, at most `ahead` of them."""
-    waiting: deque[tuple[PaperSource, Future[PaperResult]]] = deque()
+    waiting: deque[Future[PaperResult]] = deque()
+
+    def first() -> PaperResult:
+        result = waiting.popleft().result()
+        bar.update()
+        return result
+
     for job in jobs:
         for paper in job.papers:
             if len(waiting) >= ahead:
-                source, future = waiting.popleft()
-                yield source, future.result()
-            licence = job.licences.get(paper.paper_id, "")
-            waiting.append((paper, pool.submit(extract_paper, paper, licence, settings, scratch)))
+                yield first()
+            waiting.append(pool.submit(extract_paper, paper, job.licences.get(paper.paper_id, ""), settings, scratch))
     while waiting:
-        source, future = waiting.popleft()
-        yield source, future.result()
-
-
-def _dropped(jobs: Sequence[ShardJob]) -> Iterator[Dropped]:
-    for job in jobs:
-        for entry in (read_facts(job.path) or {"dropped": []})["dropped"]:
-            yield Dropped(**entry)
+        yield first()
 
 
 # -- writing -----------------------------------------------------------------------------------------
 def _write_figures(
-    folder: Path, jobs: Sequence[ShardJob], rows: pa.Table, selection: Selection, settings: PrepareSettings
+    folder: Path, extracted: Extracted, made_of: str, selection: Selection, settings: PrepareSettings
 ) -> None:
     """figures/<split>/NNNNN.parquet: kept rows in their order, with their tier. Files that are there and right stay."""
-    same = Counter(selection.same_as[selection.same_as != range(len(selection.same_as))].tolist())
+    copies = np.bincount(selection.same_as, minlength=len(selection.same_as)) - 1  # each stands for itself as well
     for number, split in enumerate(SPLITS):
-        chosen = [int(row) for row in (selection.keep & (selection.split == number)).nonzero()[0]]
-        parts = [
-            chosen[start : start + settings.figures_per_shard] for start in range(0, len(chosen), settings.figures_per_shard)
-        ]
-        paths = {folder / split / f"{index:05d}.parquet" for index in range(len(parts))}
-        for path in set((folder / split).glob("[0-9]*.parquet")) - paths:
+        chosen = np.flatnonzero(selection.keep & (selection.split == number))
+        parts = [chosen[start : start + settings.figures_per_shard] for start in range(0, len(chosen), settings.figures_per_shard)]
+        paths = [folder / split / f"{index:05d}.parquet" for index in range(len(parts))]
+        for path in {*(folder / split).glob("[0-9]*.parquet")} - {*paths}:
             path.unlink()  # of a run with other settings: its rows are in other files now
-        reader = _Extracted(jobs)
-        for index, part in enumerate(tqdm(parts, desc=f"writing {split}", unit="file", disable=not parts)):
-            _write_part(folder / split / f"{index:05d}.parquet", part, rows, reader, selection, same)
+        for path, part in zip(paths, tqdm(parts, desc=f"writing {split}", unit="file", disable=not parts), strict=True):
+            _write_part(path, extracted, made_of, part, selection.quality[part], copies[part])
 
 
-def _write_part(
-    path: Path, part: list[int], rows: pa.Table, reader: _Extracted, selection: Selection, same: Counter[int]
-) -> None:
-    qualities = [QUALITIES[selection.quality[row]] for row in part]
-    copies = [same[row] for row in part]
-    digest = hashlib.sha256(
-        json.dumps([rows.column("sha256").take(part).to_pylist(), qualities, copies, VERSION]).encode()
-    ).hexdigest()
+def _write_part(path: Path, extracted: Extracted, made_of: str, part: np.ndarray, quality: np.ndarray, copies: np.ndarray) -> None:
+    """`made_of` is a hash of everything in extracted/: with it and these numbers a file's content is told."""
+    content = hashlib.sha256(made_of.encode())
+    for numbers in (part, quality, copies):
+        content.update(numbers.tobytes())
+    digest = content.hexdigest()
     if path.exists() and (pq.read_metadata(path).metadata or {}).get(b"prepared") == digest.encode():
         return
-    table = reader.take(part)
+    table = extracted.take(part)
     names = (table.column(name).to_pylist() for name in ("paper_id", "figure_id", "panel"))
     identity = [f"{paper}/{figure}{panel}" for paper, figure, panel in zip(*names, strict=True)]
     table = table.add_column(0, pa.field("id", pa.string(), nullable=False), [identity])
-    table = table.append_column(pa.field("quality", pa.string(), nullable=False), [qualities])
+    table = table.append_column(pa.field("quality", pa.string(), nullable=False), [[QUALITIES[tier] for tier in quality]])
     table = table.append_column(pa.field("duplicates", pa.int32(), nullable=False), [pa.array(copies, pa.int32())])
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}.tmp")
@@ -279,32 +287,3 @@ def _write_part(
     os.replace(building, path)
     sync_to_disk(path.parent)
 
-
-class _Extracted:
-    """Whole rows of extracted/ by their number over all shards, read forward a row group at a time."""
-
-    def __init__(self, jobs: Sequence[ShardJob]):
-        self._places: list[tuple[Path, int]] = []
-        self._starts = [0]
-        for job in jobs:
-            metadata = pq.read_metadata(job.path)
-            for group in range(metadata.num_row_groups):
-                self._places.append((job.path, group))
-                self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._file: tuple[Path, pq.ParquetFile] | None = None
-
-    def take(self, rows: Sequence[int]) -> pa.Table:
-        """Rows in ascending order."""
-        tables, group = [], 0
-        wanted = deque(rows)
-        while wanted:
-            while self._starts[group + 1] <= wanted[0]:
-                group += 1
-            inside = []
-            while wanted and wanted[0] < self._starts[group + 1]:
-                inside.append(wanted.popleft() - self._starts[group])
-            path, number = self._places[group]
-            if self._file is None or self._file[0] != path:
-                self._file = (path, pq.ParquetFile(path))
-            tables.append(self._file[1].read_row_group(number).take(inside))
-        return pa.concat_tables(tables).combine_chunks()

@@ -7,6 +7,7 @@ is drawn on the page, with a small margin; nothing drawn is cut off.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gzip
 import os
 import re
@@ -94,6 +95,8 @@ def render(path: Path, *, dpi: int, max_side: int, limits: Limits, scratch: Path
             return _as_png(_turned(_cut(image, _drawn_box(image)), options), vector=True)
         return _from_bitmap(path.read_bytes(), max_side, limits, options)
     except OSError as error:
+        if error.errno == errno.ENOSPC:  # on the way to a picture: not the picture's fault
+            raise
         raise RejectedPicture(f"unreadable file: {error.strerror or error}") from error
     except MemoryError as error:
         raise RejectedPicture("too large: not enough memory to draw it") from error
