@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
     return repack(Path(arguments.source), Path(arguments.out), config, arguments.samples_per_shard)
 
 
-def repack(folder: Path, out: Path, config: Config | None = None, samples_per_shard: int = 256) -> int:
+def repack(folder: Path, out: Path, config: Config | None = None, samples_per_shard: int = 1024) -> int:
     """Write the encoded rows of `folder` as a store into `out`; run again, it goes on. Returns the exit code.
 
     `config` declares the model of data that carry no contract; with its text = "online" latents alone are written.
