@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-slow lint bench schema jobs clean
+.PHONY: setup demo pretrain test test-slow lint bench schema jobs clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -14,6 +14,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	$(RUN) demo.py
+
+pretrain: setup
+	$(RUN) pretrain.py
 
 test: lint
 	$(RUN) -m pytest

@@ -61,7 +61,7 @@ class Case:
 
 def build_wider(folder: Path) -> str:
     """The same classes, wider, with random weights: VAE (32, 64, 128), 28 layers of Qwen3 of width 256."""
-    tiny = embedded_folder("flux2_klein_tiny")
+    tiny = embedded_folder("flux2_klein_tiny_random")
     torch.manual_seed(0)
     AutoencoderKLFlux2(
         block_out_channels=(32, 64, 128), layers_per_block=1, norm_num_groups=16, sample_size=128,
@@ -187,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         wider = build_wider(root / "wider")
-        cases = [Case("flux2_klein_tiny", "embedded:flux2_klein_tiny", 256), Case("wider", wider, 64)]
+        cases = [Case("flux2_klein_tiny_random", "embedded:flux2_klein_tiny_random", 256), Case("wider", wider, 64)]
         for number, case in enumerate(cases):
             measure(case, root / str(number), result)
     result.notes = [f"Target: captions and figures together at {TARGET} of the bare rate or more. 128 px, batches of {BATCH_SIZE}."]

@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "typo.py"
         config.write_text(
-            'pretrained_model_name_or_path = "embedded:flux2_klein_tiny"\n'
+            'pretrained_model_name_or_path = "embedded:flux2_klein_tiny_random"\n'
             'dataset = dict(type="ArXiVParquetDatasetV2", base_dir="data")\n'
             "trian_batch_size = 2\n"
         )

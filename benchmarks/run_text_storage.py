@@ -121,7 +121,7 @@ def main() -> None:
     columns = ["stored as", "MB a caption (klein-9B)", "small encoder: error (worst token)", "made outliers: error (worst token)",
                "velocity's error", "share of the text's effect", "ms to decode"]  # fmt: skip
     result = Result("text_storage", "python benchmarks/run_text_storage.py", columns)
-    model = Flux2Klein(ModelSource("embedded:flux2_klein_tiny"), 128, torch.float32)
+    model = Flux2Klein(ModelSource("embedded:flux2_klein_tiny_random"), 128, torch.float32)
     model.load_vae()
     model.load_text_encoder()
     model.load_transformer()

@@ -59,7 +59,7 @@ class Case:
 
 def build_wide(folder: Path) -> str:
     """The embedded model with a transformer of 768 = 12 x 64, 4 dual and 8 single blocks, random weights."""
-    shutil.copytree(embedded_folder("flux2_klein_tiny"), folder, ignore=shutil.ignore_patterns("transformer"))
+    shutil.copytree(embedded_folder("flux2_klein_tiny_random"), folder, ignore=shutil.ignore_patterns("transformer"))
     torch.manual_seed(0)
     Flux2Transformer2DModel(
         in_channels=128, num_layers=4, num_single_layers=8, attention_head_dim=64, num_attention_heads=12,
@@ -184,7 +184,7 @@ def main() -> None:
         root = Path(folder)
         wide = build_wide(root / "model")
         for case in (
-            Case("tiny", "embedded:flux2_klein_tiny", batch_size=8, steps=5, stretches=6),
+            Case("tiny", "embedded:flux2_klein_tiny_random", batch_size=8, steps=5, stretches=6),
             Case("wide", wide, batch_size=2, steps=1, stretches=6),
         ):
             measure(case, root, result)

@@ -22,7 +22,7 @@ SHARED = REPO.parent / "shared"
 def tiny_folder() -> Path:
     from OpenSciDraw.models.embedded import embedded_folder
 
-    return embedded_folder("flux2_klein_tiny")
+    return embedded_folder("flux2_klein_tiny_random")
 
 
 def make_model(dtype: torch.dtype = torch.float32, length: int = 64):  # type: ignore[no-untyped-def]
@@ -30,7 +30,7 @@ def make_model(dtype: torch.dtype = torch.float32, length: int = 64):  # type: i
     from OpenSciDraw.models.base import ModelSource
     from OpenSciDraw.models.flux2_klein import Flux2Klein
 
-    model = Flux2Klein(ModelSource("embedded:flux2_klein_tiny"), length, dtype)
+    model = Flux2Klein(ModelSource("embedded:flux2_klein_tiny_random"), length, dtype)
     model.load_vae()
     model.load_text_encoder()
     model.load_transformer()
@@ -46,7 +46,7 @@ RECOMMENDED = (
     "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
 )
 BASE = {
-    "model_type": "Flux2Klein", "pretrained_model_name_or_path": "embedded:flux2_klein_tiny", "max_sequence_length": 64,
+    "model_type": "Flux2Klein", "pretrained_model_name_or_path": "embedded:flux2_klein_tiny_random", "max_sequence_length": 64,
     "mixed_precision": "no", "rank": 4, "lora_alpha": 8, "lora_layers": RECOMMENDED, "learning_rate": 1e-3,
     "lr_warmup_steps": 0, "train_batch_size": 2, "num_train_epochs": 100, "max_train_steps": 4,
     "gradient_checkpointing": False, "dataloader_num_workers": 0, "held_out_examples": 2, "logging_steps": 1,

@@ -16,7 +16,7 @@ from OpenSciDraw.cli import build_parser, main
 
 CLI = [sys.executable, "-m", "OpenSciDraw.cli"]
 GOOD = (
-    "pretrained_model_name_or_path = 'embedded:flux2_klein_tiny'\nmixed_precision = 'no'\n"
+    "pretrained_model_name_or_path = 'embedded:flux2_klein_tiny_random'\nmixed_precision = 'no'\n"
     "dataset = dict(base_dir='data')\n"
 )
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from OpenSciDraw.datasets import drawn_house, drawn_small
 from OpenSciDraw.datasets.drawn import KINDS, DrawnFigure, draw_figure, iter_figures, write_folder
 from OpenSciDraw.errors import UserError
 
@@ -24,8 +25,9 @@ Box = list[int]
 
 @pytest.fixture(scope="module")
 def figures() -> list[DrawnFigure]:
-    """300 figures of three sizes and all kinds."""
-    return [draw_figure(5, i, (128, 256, 400)[i % 3], KINDS[i % len(KINDS)]) for i in range(300)]
+    """300 rich figures of three sizes and all kinds, and 80 of each small style."""
+    rich = [draw_figure(5, i, (128, 256, 400)[i % 3], KINDS[i % len(KINDS)]) for i in range(300)]
+    return rich + [draw_figure(5, i, 128, style=style) for style in ("small", "house") for i in range(80)]
 
 
 def fingerprint(figure: DrawnFigure) -> str:
@@ -255,3 +257,38 @@ def test_drawing_is_fast_enough_to_feed_training() -> None:
             draw_figure(8, i, 256)
         rates.append(60 / (time.perf_counter() - start))
     assert max(rates) >= 50, rates
+
+
+def test_the_small_styles_say_all_that_they_show() -> None:
+    for style, shapes in (("small", drawn_small.SHAPES), ("house", drawn_house.SHAPES)):
+        for index in range(60):
+            figure = draw_figure(3, index, 128, style=style)
+            assert figure.image.size == (128, 128)
+            for part in figure.truth["components"]:
+                if figure.truth["kind"] == "diagram":
+                    assert part["shape"] in shapes
+                    assert f"{part['color']} {part['shape']} labelled '{part['label']}'" in figure.caption
+            for arrow in figure.truth["arrows"]:
+                names = {part["id"]: part["label"] for part in figure.truth["components"]}
+                assert f"'{names[arrow['source']]}' to '{names[arrow['target']]}'" in figure.caption
+
+
+def test_the_house_style_has_colours_and_a_shape_that_the_small_style_lacks() -> None:
+    assert not set(drawn_house.COLORS) & set(drawn_small.COLORS)
+    assert set(drawn_house.SHAPES) - set(drawn_small.SHAPES) == {"hexagon"}
+
+
+def test_mixed_figures_are_of_all_three_styles_and_one_size() -> None:
+    figures = [draw_figure(0, index, 128, style="mixed") for index in range(60)]
+    assert {f.image.size for f in figures} == {(128, 128)}
+    ids = [f.id for f in figures]
+    assert sum("small" in i for i in ids) > sum("house" in i for i in ids) > 0 and any(i.startswith("drawn-0") for i in ids)
+
+
+def test_a_wrong_style_or_size_is_an_error_that_says_what_is_allowed() -> None:
+    with pytest.raises(UserError, match="Known: rich, small, house, mixed"):
+        draw_figure(0, 0, 128, style="smal")
+    with pytest.raises(UserError, match="128 x 128 px, not 256 x 256"):
+        draw_figure(0, 0, 256, style="house")
+    with pytest.raises(UserError, match="Known: diagram, bars, lines"):
+        draw_figure(0, 0, 128, "pie", style="small")

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from . import drawn_kinds, drawn_plots
+from . import drawn_house, drawn_kinds, drawn_plots, drawn_small
 from .drawn_canvas import Canvas
 from .drawn_kinds import Area
 
@@ -47,6 +47,7 @@ _DRAW: dict[str, Callable[[Canvas, Area], str]] = {
     "table": drawn_plots.table,
 }
 KINDS: tuple[str, ...] = tuple(_DRAW)
+STYLES = ("rich", "small", "house", "mixed")
 _ASPECTS = (0.5, 0.75, 1.0, 1.0, 4 / 3, 4 / 3, 1.5, 16 / 9, 2.0)  # width / height
 
 
@@ -62,16 +63,27 @@ class DrawnFigure:
 
 def draw_figure(
     seed: int, index: int, size: int = 256, kind: str | None = None,
-    *, width: int | None = None, height: int | None = None,
+    *, width: int | None = None, height: int | None = None, style: str = "rich",
 ) -> DrawnFigure:  # fmt: skip
     """Draw figure `index` of the sequence `seed`.
+
+    `style` "small" is that of the embedded model (see drawn_small.py): 128 x 128 pixels, kinds diagram, bars and lines;
+    "house" (drawn_house.py) is the demo's, the same diagrams drawn by hand; "mixed" takes one of the three, all at 128 x 128.
 
     `size` in pixels is the side of the square with the figure's area; the aspect ratio is drawn by chance
     unless `width` and `height` are both given (which then replace `size`), and so is the kind unless it is.
     Larger figures hold more and longer labels; at 128 px they are few and short.
 
-    Raises UserError for an unknown kind or a size outside 96 to 4096.
+    Raises UserError for an unknown kind or style, or a size outside 96 to 4096 (small and house: other than 128).
     """
+    if style not in STYLES:
+        raise UserError(f"Unknown style of drawn figure {style!r}. Known: {', '.join(STYLES)}.")
+    if style == "mixed":
+        style = random.Random(f"mixed:{seed}:{index}").choices(("small", "rich", "house"), (5, 3, 2))[0]
+        width = height = size
+    if style != "rich":
+        sides = (size if width is None else width, size if height is None else height)
+        return _draw_small(f"{style}:{seed}:{index}", f"drawn-{style}-{seed}-{index:07d}", sides, kind, style)
     rng = random.Random(f"{seed}:{index}")
     if kind is not None and kind not in _DRAW:
         raise UserError(f"Unknown kind of drawn figure {kind!r}. Known: {', '.join(KINDS)}.")
@@ -86,11 +98,32 @@ def draw_figure(
     canvas = Canvas(rng, width, height, em * rng.uniform(1.0, 1.08))
     margin = 0.5 * canvas.em
     caption = _DRAW[chosen](canvas, Area(margin, margin, width - margin, height - margin))
-    truth: dict[str, Any] = {
-        "kind": chosen, "width": width, "height": height,
+    return DrawnFigure(f"drawn-{seed}-{index:07d}", canvas.finish(), caption, _truth(chosen, canvas))
+
+
+def _draw_small(key: str, ident: str, sides: tuple[int, int], kind: str | None, style: str) -> DrawnFigure:
+    side, kinds = drawn_small.SIDE, drawn_small.KINDS if style == "small" else {"diagram": drawn_small.diagram}
+    if sides != (side, side):
+        raise UserError(f"Figures of style {style!r} have {side} x {side} px, not {sides[0]} x {sides[1]}. Write size={side}.")
+    if kind is not None and kind not in kinds:
+        raise UserError(f"Unknown kind of drawn figure {kind!r} of style {style!r}. Known: {', '.join(kinds)}.")
+    rng = random.Random(key)
+    if style == "house":
+        canvas: Canvas = drawn_house.HouseCanvas(rng)
+        caption = drawn_small.diagram(canvas, drawn_house.SHAPES)
+        return DrawnFigure(ident, canvas.finish(), caption, _truth("diagram", canvas))
+    chosen = rng.choices(tuple(kinds), drawn_small.WEIGHTS)[0] if kind is None else kind
+    canvas = Canvas(rng, side, side, drawn_small.EM)
+    drawn_small.style(canvas)
+    caption = kinds[chosen](canvas)
+    return DrawnFigure(ident, canvas.finish(), caption, _truth(chosen, canvas))
+
+
+def _truth(kind: str, canvas: Canvas) -> dict[str, Any]:
+    return {
+        "kind": kind, "width": canvas.width, "height": canvas.height,
         "components": canvas.components, "arrows": canvas.arrows, "labels": canvas.labels, **canvas.extra,
     }  # fmt: skip
-    return DrawnFigure(f"drawn-{seed}-{index:07d}", canvas.finish(), caption, truth)
 
 
 def _aspect(rng: random.Random, kind: str, size: int) -> tuple[int, int]:

@@ -50,6 +50,7 @@ LABEL_ROOM = {
     "diamond": (0.60, 0.50),
     "cylinder": (0.86, 0.62),
     "trapezoid": (0.84, 0.60),
+    "hexagon": (0.72, 0.80),
 }
 BOX_SHAPES = ("rectangle", "rounded rectangle", "ellipse", "cylinder", "trapezoid")
 

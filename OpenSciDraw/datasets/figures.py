@@ -30,7 +30,7 @@ __all__ = [
     "write_rejected",
 ]  # fmt: skip
 _MAX_FILE_BYTES = 1 << 30  # a 16-bit RGB picture of MAX_IMAGE_PIXELS, uncompressed, has 0.6 GB
-_DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS]"
+_DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,13 @@ class DrawnRef(FigureRef):
     seed: int
     index: int
     size: int
+    style: str
 
     def draw(self) -> DrawnFigure:
         """Picture, caption and ground truth."""
         from OpenSciDraw.datasets.drawn import draw_figure
 
-        return draw_figure(self.seed, self.index, self.size)
+        return draw_figure(self.seed, self.index, self.size, style=self.style)
 
     def read(self) -> bytes:
         png = BytesIO()
@@ -142,7 +143,7 @@ def list_figures(
       (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
     - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
       bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
-    - 'drawn:COUNT[:seed=S][:size=PIXELS]': figures that the program draws.
+    - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]': figures that the program draws.
 
     Columns are found by name (image, file_name, path or image_path; caption, text or prompt) unless given.
     A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
@@ -182,24 +183,27 @@ def _nothing(source: str | Path, rejections: Sequence[Rejection]) -> str:
 
 def _list_drawn(source: str, max_figures: int | None) -> list[FigureRef]:
     _, count, *options = source.split(":")
-    values = {"seed": 0, "size": 256}
+    values, style = {"seed": 0, "size": 256}, "rich"
     for option in options:
         name, _, value = option.partition("=")
-        if name not in values or not value.isdecimal():
+        if name == "style":
+            style, values["size"] = value, values["size"] if value == "rich" else 128
+        elif name not in values or not value.isdecimal():
             raise UserError(f"Cannot read {option!r} in {source!r}. Write {_DRAWN}, for example drawn:2000:seed=1.")
-        values[name] = int(value)
+        else:
+            values[name] = int(value)
     if not count.isdecimal() or int(count) < 1:
         raise UserError(f"Cannot read the count {count!r} in {source!r}. Write {_DRAWN}, for example drawn:2000.")
     number = int(count) if max_figures is None else min(int(count), max_figures)
-    return [_drawn_ref(values["seed"], index, values["size"]) for index in range(number)]
+    return [_drawn_ref(values["seed"], index, values["size"], style) for index in range(number)]
 
 
-def _drawn_ref(seed: int, index: int, size: int) -> DrawnRef:
+def _drawn_ref(seed: int, index: int, size: int, style: str) -> DrawnRef:
     from OpenSciDraw.datasets.drawn import draw_figure
 
-    figure = draw_figure(seed, index, size)  # a drawn figure's caption is known once it is drawn
-    place = f"drawn:seed={seed}:size={size}#{index}"
-    return DrawnRef(f"{figure.id}-{size}px", figure.caption, place, 0, seed, index, size)
+    figure = draw_figure(seed, index, size, style=style)  # a drawn figure's caption is known once it is drawn
+    place = f"drawn:seed={seed}:size={size}:style={style}#{index}"
+    return DrawnRef(f"{figure.id}-{size}px", figure.caption, place, 0, seed, index, size, style)
 
 
 def write_rejected(path: str | Path, rejections: Iterable[Rejection]) -> None:

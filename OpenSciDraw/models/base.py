@@ -166,6 +166,7 @@ class FigureModel(ABC):
 
     family: ClassVar[str]
     transformer_class: ClassVar[str]
+    trained_part: ClassVar[str] = "transformer"  # the component of the diffusers folder that trains
     pipeline_class: ClassVar[Any]
 
     def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
@@ -237,9 +238,9 @@ class FigureModel(ABC):
         source = self.source
         hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
         try:
-            config = self.transformer_type.load_config(source.name, subfolder="transformer", **hub)
+            config = self.transformer_type.load_config(source.name, subfolder=self.trained_part, **hub)
         except OSError as error:
-            raise _loading_error(error, source, "transformer") from error
+            raise _loading_error(error, source, self.trained_part) from error
         self.check_transformer(config)
         return config
 
@@ -290,9 +291,13 @@ class FigureModel(ABC):
         self.transformer_config()  # its checks come before gigabytes are read
         extra = {} if quantization is None else {"quantization_config": quantization}
         transformer = load_component(
-            self.transformer_type, self.source, "transformer", torch_dtype=dtype or self.weight_dtype, **extra
+            self.transformer_type, self.source, self.trained_part, torch_dtype=dtype or self.weight_dtype, **extra
         )
         self._transformer = transformer.to(device or self.device).eval().requires_grad_(False)
+
+    def save_config(self, transformer: Any, folder: Path) -> None:
+        """Write the trained part's config.json beside its weights."""
+        transformer.save_config(folder)
 
     @abstractmethod
     def load_text_encoder(self) -> None:

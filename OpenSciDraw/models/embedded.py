@@ -1,8 +1,8 @@
 """Small real models that come with the project: the same classes as the large ones, at small width.
 
-`embedded:NAME` is built from code by the function registered under that name (EMBEDDED, any file of models/),
-deterministically, and saved once as an ordinary diffusers folder in the user's cache. It makes tests, CI and
-the demo run the code that trains the large models.
+`embedded:NAME` is an ordinary diffusers folder: trained and shipped in shipped/NAME, or built from code by the function
+registered under that name (EMBEDDED, any file of models/), deterministically, and kept in the user's cache. They make
+tests, CI and the demo run the code that trains the large models.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import EMBEDDED
 
+SHIPPED = Path(__file__).parent / "shipped"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -30,13 +31,17 @@ CHAT_TEMPLATE = (
 
 
 def embedded_folder(name: str) -> Path:
-    """The diffusers folder of an embedded model, built at first use (a few seconds).
+    """The diffusers folder of an embedded model: the shipped one, or one that is built at first use (a few seconds).
 
     Raises:
         UserError: unknown name.
     """
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
+    if name in shipped:
+        return SHIPPED / name
     if name not in EMBEDDED.names():
-        raise UserError(f"Unknown embedded model {name!r}. Known: {', '.join(f'embedded:{n}' for n in EMBEDDED.names())}.")
+        known = sorted([*shipped, *EMBEDDED.names()])
+        raise UserError(f"Unknown embedded model {name!r}. Known: {', '.join(f'embedded:{n}' for n in known)}.")
     build = EMBEDDED.get(name)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scienceflow" / "embedded"
     sources = {Path(__file__), Path(inspect.getfile(build)), *(Path(__file__).parents[1] / "datasets").glob("drawn*.py")}
@@ -70,20 +75,22 @@ def fill(model: nn.Module, seed: int, residual_gain: float) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def tokenizer():  # type: ignore[no-untyped-def]  # the class's import is slow and belongs inside
-    """Byte-level BPE of 1,024 tokens with Qwen's special tokens and chat template."""
+def tokenizer(tokens: int = 1024, rich: int = 300, small: int = 0):  # type: ignore[no-untyped-def]  # the class's import is slow
+    """Byte-level BPE with Qwen's special tokens and chat template, from captions of drawn figures of both styles."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 
     from OpenSciDraw.datasets.drawn import draw_figure
 
-    captions = [draw_figure(seed=7, index=index, size=128).caption for index in range(300)]
+    captions = [draw_figure(seed=7, index=index, size=128).caption for index in range(rich)]
+    for index in range(small):  # with the template's words
+        captions.append(f"user\n{draw_figure(seed=7, index=index, size=128, style='small').caption}assistant\n\n")
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=tokens, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(captions, trainer)
     model = json.loads(bpe.to_str())["model"]

@@ -26,11 +26,14 @@ class Place:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss` scalar with gradient; `per_sample` and `sigma` (B,) detached, unweighted, for the logs."""
+    """`loss` scalar with gradient; `per_sample` and `sigma` (B,) detached, unweighted, for the logs.
+
+    `sigma` is None where an objective has no noise level.
+    """
 
     loss: Tensor
     per_sample: Tensor
-    sigma: Tensor
+    sigma: Tensor | None = None
 
 
 @TRAIN_ITERATION_FUNCS.register(
@@ -82,11 +85,10 @@ def check_finite(name: str, value: Tensor, output: LossOutput, batch: Batch, ste
         FloatingPointError: `value` (the loss, the gradients' norm) is not finite; names the step and the rows.
     """
     if not torch.isfinite(value):
+        levels = [""] * len(batch.sample_ids) if output.sigma is None else [f" at sigma {s:.3f}" for s in output.sigma.tolist()]
         rows = ", ".join(
-            f"{sample} (loss {loss:.3g} at sigma {sigma:.3f})"
-            for sample, loss, sigma in zip(
-                batch.sample_ids, output.per_sample.tolist(), output.sigma.tolist(), strict=True
-            )
+            f"{sample} (loss {loss:.3g}{level})"
+            for sample, loss, level in zip(batch.sample_ids, output.per_sample.tolist(), levels, strict=True)
         )
         raise FloatingPointError(
             f"{name} is {value.item()} at step {step}: stopped before the optimizer step. Rows: {rows}. "

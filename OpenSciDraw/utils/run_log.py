@@ -51,10 +51,11 @@ class RunLog:
 
     def micro_step(self, output: LossOutput) -> None:
         """Add one micro-step; no synchronisation with the device."""
-        where = flow.sigma_bin(output.sigma)
         losses = output.per_sample.float()
-        self._bins[0].index_add_(0, where, losses)
-        self._bins[1].index_add_(0, where, torch.ones_like(losses))
+        if output.sigma is not None:
+            where = flow.sigma_bin(output.sigma)
+            self._bins[0].index_add_(0, where, losses)
+            self._bins[1].index_add_(0, where, torch.ones_like(losses))
         count = len(losses)
         self._weighted += torch.stack([output.loss.detach().float() * count, torch.full_like(losses[0], count)])
         self._step_loss.append(output.loss.detach())

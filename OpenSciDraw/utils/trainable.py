@@ -153,7 +153,7 @@ def save_weights(
         for name, tensor in {**transformer.state_dict(), **values}.items():
             files.add(name, tensor, dtype)
     if write:
-        transformer.save_config(building)
+        model.save_config(transformer, building)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(building, final)
 

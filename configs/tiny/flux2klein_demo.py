@@ -8,7 +8,7 @@ Result:   see docs; a model of this size learns layout and colour, not lettering
 from OpenSciDraw.datasets.drawn import draw_figure
 
 model_type = "Flux2Klein"
-pretrained_model_name_or_path = "embedded:flux2_klein_tiny"
+pretrained_model_name_or_path = "embedded:flux2_klein_tiny_random"
 max_sequence_length = 128
 
 encode = dict(figures="drawn:2000:size=128", resolution=128, batch_size=16)

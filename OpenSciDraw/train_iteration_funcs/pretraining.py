@@ -1,0 +1,50 @@
+"""Objectives of the parts that come before the transformer: the VAE and the text encoder (models/flux2_klein_parts.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.flow import keyed_generator
+from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText, Flux2KleinVAE
+from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
+from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
+
+AREA_WEIGHT, SQUARED_WEIGHT = 2.0, 2.0
+KL_WEIGHT = 2e-4  # of nats of a latent value, against the mean absolute error of a pixel value in [-1, 1]
+
+
+@TRAIN_ITERATION_FUNCS.register("vae_reconstruction")
+def vae_reconstruction_loss(
+    model: Flux2KleinVAE, batch: Batch, place: Place, config: Config, empty_text: Tensor
+) -> LossOutput:
+    """|e| + 2 |e over 4 x 4 pixels| + 2 e^2 + KL / 5000 with e = D(z) - x, z drawn from the posterior; means over values.
+
+    The variational autoencoder of Kingma and Welling (2014); the second term makes the colours of areas count as much
+    as the edges around them.
+    """
+    pixels = batch.require_pixels().to(model.device)
+    posterior = model.transformer.encode(pixels).latent_dist
+    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+    generator = keyed_generator("posterior", place.seed, place.micro_step, place.rank)
+    latents = mean + torch.randn(mean.shape, generator=generator).to(mean.device) * (0.5 * log_variance).exp()
+    error = model.transformer.decode(latents).sample.float() - pixels
+    kl = 0.5 * (mean.pow(2) + log_variance.exp() - 1 - log_variance)
+    per_sample = (error.abs() + SQUARED_WEIGHT * error.pow(2)).flatten(1).mean(1) + KL_WEIGHT * kl.flatten(1).mean(1)
+    per_sample = per_sample + AREA_WEIGHT * functional.avg_pool2d(error, 4).abs().flatten(1).mean(1)
+    return LossOutput(per_sample.mean(), per_sample.detach())
+
+
+@TRAIN_ITERATION_FUNCS.register("caption_language_model")
+def caption_language_model_loss(
+    model: Flux2KleinText, batch: Batch, place: Place, config: Config, empty_text: Tensor
+) -> LossOutput:
+    """Cross entropy of each next token of the caption in its chat template (nats a token); pads do not count."""
+    ids, mask = model.tokenize(batch.captions)
+    logits = model.transformer(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    nats = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
+    per_sample = nats.sum(1) / mask[:, 1:].sum(1)
+    return LossOutput(nats.sum() / mask[:, 1:].sum(), per_sample.detach())
