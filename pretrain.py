@@ -61,7 +61,7 @@ def assemble() -> None:
 @torch.no_grad()
 def latent_statistics(folder: Path, figures: int = 512) -> tuple[Tensor, Tensor]:
     """Mean and variance of each packed latent channel over drawn figures: what the pipeline normalises by."""
-    model = Flux2Klein(ModelSource(str(folder)), 88, torch.float32)
+    model = Flux2Klein(ModelSource(str(folder)), 84, torch.float32)
     model.load_vae()
     model.vae.bn.running_mean.zero_()
     model.vae.bn.running_var.fill_(1.0)

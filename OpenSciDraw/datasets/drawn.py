@@ -110,7 +110,7 @@ def _draw_small(key: str, ident: str, sides: tuple[int, int], kind: str | None, 
     rng = random.Random(key)
     if style == "house":
         canvas: Canvas = drawn_house.HouseCanvas(rng)
-        caption = drawn_small.diagram(canvas, drawn_house.SHAPES)
+        caption = drawn_small.diagram(canvas, drawn_house.SHAPES, drawn_house.LAYOUTS)
         return DrawnFigure(ident, canvas.finish(), caption, _truth("diagram", canvas))
     chosen = rng.choices(tuple(kinds), drawn_small.WEIGHTS)[0] if kind is None else kind
     canvas = Canvas(rng, side, side, drawn_small.EM)

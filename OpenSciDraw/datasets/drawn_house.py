@@ -9,11 +9,13 @@ import math
 import random
 from collections.abc import Sequence
 
+from . import drawn_small
 from .drawn_canvas import INK, SUPERSAMPLE, Canvas, Node, Point, Rgb
 from .drawn_small import EM, SIDE
 
 COLORS = ("teal", "pink", "yellow")
 SHAPES = ("rectangle", "ellipse", "diamond", "hexagon")
+LAYOUTS = tuple(name for name in drawn_small.LAYOUTS if name != "square")  # its captions would be too long in these words
 _WOBBLE = 0.9  # pixels that a stroke leaves its line by
 
 

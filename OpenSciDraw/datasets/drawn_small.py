@@ -66,10 +66,10 @@ def _ports(layout: str, source: Node, target: Node) -> tuple[tuple[float, float]
     return source.port("bottom" if down else "top"), (source.x, end[1]), end
 
 
-def diagram(c: Canvas, known: Sequence[str] = SHAPES) -> str:
+def diagram(c: Canvas, known: Sequence[str] = SHAPES, layouts: Sequence[str] = tuple(LAYOUTS)) -> str:
     """Two to four labelled shapes in a row, column, square, fork or join, with arrows between neighbours."""
     rng = c.rng
-    layout = rng.choice(tuple(LAYOUTS))
+    layout = rng.choice(layouts)
     places, (width, height), pairs = LAYOUTS[layout]
     colors = [rng.choice(sorted(c.colors)) for _ in places]
     shape = rng.choice(known)

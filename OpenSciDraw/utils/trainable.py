@@ -25,6 +25,7 @@ from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, Tens
 from OpenSciDraw.utils.sharding import copy_into, gathered
 
 ADAPTER = "default"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
 
 
 # -- before training -----------------------------------------------------------------------------
@@ -171,7 +172,8 @@ def load_weights(values: Mapping[str, Tensor], folder: Path, config: Config) -> 
 
 
 def _read_full(values: Mapping[str, Tensor], reader: TensorReader, folder: Path) -> None:
-    _require_fit(values, {name: reader.shape(name) for name in reader.names}, folder, "Check the model it belongs to.")
+    there = {name: reader.shape(name) for name in reader.names if not name.endswith(STATISTICS)}
+    _require_fit(values, there, folder, "Check the model it belongs to.")
     for name, tensor in values.items():
         copy_into(tensor, reader[name])
 
@@ -215,7 +217,7 @@ def read_lora(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("transformer."): tensor for name, tensor in checkpoint.load_tensors(path).items()}
 
 
-def _lora_file(path: str) -> Path:
+def lora_file(path: str) -> Path:
     file = Path(path).expanduser()
     file = file / LORA_FILE if file.is_dir() else file
     if not file.is_file():
@@ -241,7 +243,7 @@ def load_pretrained(transformer: Any, config: Config) -> None:
         folder = _full_folder(config.pretrained_full_ckpt_path)
         _read_full(dict(transformer.named_parameters()), TensorReader(folder, FULL_STEM), folder)
     if config.pretrained_lora_ckpt_path is not None and config.fuse_pretrained_lora:
-        file = _lora_file(config.pretrained_lora_ckpt_path)
+        file = lora_file(config.pretrained_lora_ckpt_path)
         transformer.load_lora_adapter(str(file.parent), weight_name=file.name, adapter_name="pretrained")
         transformer.fuse_lora(adapter_names=["pretrained"])
         transformer.unload_lora()
@@ -253,7 +255,7 @@ def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) ->
     The saved one keeps its effect where `lora_alpha` differs: its B is scaled by the ratio of the alphas.
     """
     if config.pretrained_lora_ckpt_path is not None and not config.fuse_pretrained_lora:
-        file = _lora_file(config.pretrained_lora_ckpt_path)
+        file = lora_file(config.pretrained_lora_ckpt_path)
         state, alpha = read_lora(file), lora_alpha(file)
         if alpha is not None and alpha != config.lora_alpha:
             state = {k: v * (alpha / config.lora_alpha) if ".lora_B." in k else v for k, v in state.items()}

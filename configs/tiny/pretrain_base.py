@@ -2,7 +2,7 @@
 
 model_type = "Flux2Klein"
 pretrained_model_name_or_path = "embedded:flux2_klein_tiny_start"
-max_sequence_length = 88  # the longest caption of the small style has 84 tokens with its template
+max_sequence_length = 84  # the longest caption of the small style has 83 tokens with its template
 
 use_lora = False
 use_ema = True

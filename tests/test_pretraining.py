@@ -1,0 +1,95 @@
+"""The VAE and the text encoder train by the same loop, and what it saves is what diffusers and transformers load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLFlux2
+from safetensors.torch import load_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.models.base import ModelSource
+from OpenSciDraw.models.embedded import embedded_folder
+from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText
+from OpenSciDraw.train_iteration_funcs.flow_matching import Place
+from OpenSciDraw.train_iteration_funcs.pretraining import caption_language_model_loss
+from OpenSciDraw.training import Training
+from train_OpenSciDraw_loop import train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+START = "embedded:flux2_klein_tiny_start"
+
+
+def part(folder: Path, name: str, objective: str, **changes: object) -> Config:
+    values = {
+        "model_type": name, "pretrained_model_name_or_path": START, "max_sequence_length": 84, "use_lora": False,
+        "train_iteration_func_name": objective, "validation_func_name": f"{objective}_validation_func",
+        "dataset": {"type": "FigureDataset", "figures": "drawn:16:style=small", "resolution": 128},
+        "train_batch_size": 4, "max_train_steps": 6, "learning_rate": 2e-3, "lr_warmup_steps": 0, "mixed_precision": "no",
+        "upcast_before_saving": True, "held_out_examples": 0, "validation_steps": 6, "logging_steps": 1,
+        "checkpointing_steps": 6, "use_ema": True, "ema_steps": 1, "ema_decay": 0.5, "dataloader_num_workers": 0,
+        "gradient_checkpointing": False, "report_to": "none", "model_output_dir": str(folder), **changes,
+    }  # fmt: skip
+    return Config.model_validate(values)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_vae_learns_to_rebuild_figures_and_loads_as_a_diffusers_vae(tmp_path: Path) -> None:
+    training = Training(part(tmp_path, "Flux2KleinVAE", "vae_reconstruction"))
+    assert train(training) == 0
+    psnr = [line["psnr"] for line in metrics(tmp_path) if "psnr" in line]
+    assert len(psnr) == 2 and psnr[1] > psnr[0] + 1
+    assert (tmp_path / "validation_images" / "step_000006" / "grid.png").exists()
+    vae = AutoencoderKLFlux2.from_pretrained(tmp_path / "transformer")
+    trained = training.model.transformer.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in vae.state_dict().items())
+    assert (tmp_path / "ema" / "transformer" / "config.json").exists()
+
+
+def test_the_text_encoder_learns_captions_and_loads_as_a_transformers_model(tmp_path: Path) -> None:
+    training = Training(part(tmp_path, "Flux2KleinText", "caption_language_model"))
+    assert train(training) == 0
+    loss = [line["unseen_loss"] for line in metrics(tmp_path) if "unseen_loss" in line]
+    assert loss[1] < loss[0] - 0.5
+    loaded = Qwen3ForCausalLM(Qwen3Config.from_pretrained(tmp_path / "transformer"))
+    file = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert loaded.load_state_dict(file).missing_keys == []
+    assert all(torch.equal(file[name], value) for name, value in training.model.transformer.state_dict().items())
+
+
+def test_the_language_model_loss_is_that_of_transformers_without_pads() -> None:
+    model = Flux2KleinText(ModelSource(START), 84, torch.float32)
+    model.load_text_encoder()
+    model.load_transformer()
+    captions = [draw_figure(5, index, 128, style="small").caption for index in range(3)]
+    batch = Batch(["a", "b", "c"], captions, None, None, None, [])
+    config = part(Path("unused"), "Flux2KleinText", "caption_language_model")
+    ours = caption_language_model_loss(model, batch, Place(0, 0, 0, 1), config, torch.zeros(1))
+    ids, mask = model.tokenize(captions)
+    theirs = model.transformer(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+    torch.testing.assert_close(ours.loss, theirs)
+
+
+def test_no_caption_of_the_small_styles_is_cut_at_84_tokens() -> None:
+    model = Flux2KleinText(ModelSource(START), 84, torch.float32)
+    model.load_text_encoder()
+    for style in ("small", "house"):
+        model.tokenize([draw_figure(6, index, 128, style=style).caption for index in range(400)])
+    assert model.truncated_prompts == 0
+
+
+def test_the_start_is_the_same_on_every_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_file(embedded_folder("flux2_klein_tiny_start") / "vae" / "diffusion_pytorch_model.safetensors")
+    torch.rand(7)  # the state of the caller's generator does not matter
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    second = load_file(embedded_folder("flux2_klein_tiny_start") / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
