@@ -26,6 +26,7 @@ GRID: tuple[tuple[int, int], ...] = (
     (27, 9), (28, 9), (29, 8), (30, 8), (31, 8), (32, 8),
 )  # fmt: skip
 UNITS: dict[int, int] = {1024: 64, 768: 48, 512: 32, 256: 16, 128: 8}  # resolution in px: unit in px
+TOKEN = 16  # pixels of a token's side in FLUX.2 and Qwen-Image: of the grid of 128 only such buckets are used
 WHITE = (255, 255, 255)
 _SAME_COLOUR = 8  # levels per channel; JPEG noise around a flat background stays below
 
@@ -50,7 +51,8 @@ def buckets(resolution: int) -> tuple[Bucket, ...]:
         allowed = ", ".join(str(known) for known in UNITS)
         raise UserError(f"There is no bucket grid for resolution {resolution!r}. Allowed: {allowed}.")
     unit = UNITS[resolution]
-    return tuple(Bucket(height * unit, width * unit) for height, width in GRID)
+    sizes = [Bucket(height * unit, width * unit) for height, width in GRID]
+    return tuple(size for size in sizes if size.height % TOKEN == 0 and size.width % TOKEN == 0)
 
 
 @lru_cache

@@ -79,7 +79,7 @@ def draw_figure(
     if style not in STYLES:
         raise UserError(f"Unknown style of drawn figure {style!r}. Known: {', '.join(STYLES)}.")
     if style == "mixed":
-        style = random.Random(f"mixed:{seed}:{index}").choices(("small", "rich", "house"), (5, 3, 2))[0]
+        style = random.Random(f"mixed:{seed}:{index}").choices(("small", "rich", "house"), (6, 1, 3))[0]
         width = height = size
     if style != "rich":
         sides = (size if width is None else width, size if height is None else height)

@@ -11,10 +11,10 @@ from OpenSciDraw.datasets.drawn import draw_figure
 _base_ = "pretrain_base.py"
 
 pretrained_model_name_or_path = "runs/pretrain/base"  # trained VAE and text encoder, random transformer
-encode = dict(figures="drawn:40000:seed=0:style=small", resolution=128, batch_size=32, samples_per_shard=2000, num_workers=0)
+encode = dict(figures="drawn:30000:seed=0:style=small", resolution=128, batch_size=32, samples_per_shard=2000, num_workers=0)
 
 train_batch_size = 32
-max_train_steps = 6000
+max_train_steps = 5000
 learning_rate = 1e-3
 lr_warmup_steps = 200
 ema_decay = 0.999

@@ -13,7 +13,7 @@ validation_func_name = "vae_reconstruction_validation_func"
 dataset = dict(_delete_=True, type="FigureDataset", figures="drawn:20000:seed=0:style=mixed", resolution=128)
 
 train_batch_size = 8
-max_train_steps = 2200
+max_train_steps = 5600
 learning_rate = 1.5e-3
 lr_warmup_steps = 100
 ema_decay = 0.99
