@@ -106,6 +106,11 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     sample.add_argument("--out", metavar="DIR", help="folder for the pictures (default: samples/ in the run)")
     sample.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
+    _add_evaluate(commands)
+    report = _command(commands, "report", _report, "one HTML page of a run, or of a folder of runs, that needs no network")
+    report.add_argument("run", metavar="RUN", help="folder of a run, or a folder with several")
+    report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the folder)")
+
     export = _command(commands, "export", _export, "write trained weights for other programs")
     export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint or adapter file")
     export.add_argument("--format", choices=("diffusers", "comfyui", "both"), default="both", help="default: both")
@@ -119,7 +124,32 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     draw.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed draws the same figures (default: 0)"
     )
-    draw.add_argument("--size", type=_count, default=256, metavar="PX", help="longer side (default: 256)")
+    draw.add_argument("--size", type=_count, default=None, metavar="PX", help="longer side (default: 256; small and house: 128)")
+    styles = ("rich", "small", "house", "mixed")
+    draw.add_argument("--style", choices=styles, default="rich", help="rich (default), or those of the embedded model")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    meaning = "measure drawn figures: scores with intervals, and a comparison (continues where it stopped)"
+    evaluate = _command(commands, "evaluate", _evaluate, meaning)
+    what = "run folder or checkpoint, config file (the model before training), or folder of pictures <id>.png"
+    evaluate.add_argument("what", metavar="WHAT", help=what)
+    evaluate.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
+    evaluate.add_argument("--metrics", metavar="A,B", help="structure, text, distribution, held_out, judge (default: structure)")
+    evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
+    evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first figures")
+    evaluate.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
+    evaluate.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
+    evaluate.add_argument("--seed", type=int, metavar="S", help="seed of the noise (default: 0)")
+    evaluate.add_argument("--batch_size", type=_count, metavar="N", help="pictures drawn at once (default: 8)")
+    evaluate.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
+    evaluate.add_argument("--reader", choices=("rapidocr", "tesseract"), help="program that reads text (default: rapidocr)")
+    evaluate.add_argument("--features", metavar="DIR", help="distribution: folder of a CLIP or DINO model")
+    evaluate.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint of a vision-language model; adds judge")
+    evaluate.add_argument("--judge_model", metavar="NAME", help="the model's name there")
+    evaluate.add_argument("--no_arrow_direction", action="store_true", help="judge: an arrow's direction does not count")
+    _add_overrides(evaluate, "evaluate.judge_timeout=300")
 
 
 def _command(
@@ -227,6 +257,18 @@ def _sample(arguments: argparse.Namespace) -> int:
     return sample.main(arguments)
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw import report
+
+    return report.main(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw import evaluate
+
+    return evaluate.main(arguments)
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from OpenSciDraw import export
 
@@ -236,7 +278,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.datasets import drawn
 
-    drawn.write_folder(arguments.out, arguments.count, arguments.seed, arguments.size)
+    size = arguments.size or (256 if arguments.style == "rich" else 128)
+    drawn.write_folder(arguments.out, arguments.count, arguments.seed, size, arguments.style)
     print(arguments.out)
     return 0
 

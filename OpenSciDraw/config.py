@@ -135,6 +135,34 @@ class EncodeConfig(_Section):
     min_side: int = key(32, "Encode", "Figures with a shorter side are rejected.", "px", ge=1)
 
 
+class EvaluateConfig(_Section):
+    """What `scienceflow evaluate` does where its own options do not say otherwise, and validation functions always."""
+
+    figures: str | None = key(
+        None, "Evaluate",
+        "Prompts to draw, with what the pictures are compared with: as encode.figures, or a .jsonl of prompts with sizes.",
+    )  # fmt: skip
+    metrics: Annotated[list[str], BeforeValidator(_tuple_as_list)] = key(
+        ["structure"], "Evaluate", "Registered metrics: structure, text, distribution, held_out, judge."
+    )
+    limit: int | None = key(None, "Evaluate", "Only the first ones; None = all.", "figures", ge=1)
+    steps: int | None = key(None, "Evaluate", "Steps of a picture; None = num_inference_steps.", "sampling steps", ge=1)
+    guidance: float | None = key(None, "Evaluate", "Guidance; None = as in validation.", "factor", ge=0)
+    seed: int = key(0, "Evaluate", "Seed of the pictures' noise (with each one's id) and of what metrics draw by chance.", ge=0)
+    batch_size: int = key(8, "Evaluate", "Pictures of one size drawn at once.", "pictures", ge=1)
+    reader: Literal["rapidocr", "tesseract"] = key("rapidocr", "Evaluate", "Program that reads text in pictures.")
+    features: str | None = key(
+        None, "Evaluate", "distribution: local folder of a CLIP or DINO model; None = the packaged features."
+    )
+    judge_url: str | None = key(None, "Evaluate", "judge: address of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")
+    judge_model: str | None = key(None, "Evaluate", "judge: name of the model at that address.")
+    judge_arrow_direction: bool = key(True, "Evaluate", "judge: an arrow's direction counts.")
+    judge_requests: int = key(4, "Evaluate", "judge: requests at the same time.", "requests", ge=1)
+    judge_timeout: float = key(120.0, "Evaluate", "judge: longest time of one request.", "s", gt=0)
+    judge_retries: int = key(3, "Evaluate", "judge: further tries of a failed request.", "tries", ge=0)
+    judge_key_variable: str = key("OPENAI_API_KEY", "Evaluate", "judge: environment variable that holds the access key.")
+
+
 class Config(_Section):
     """A whole config. Every key is an attribute; nothing is changed after loading.
 
@@ -334,6 +362,7 @@ class Config(_Section):
         False, "Validation", "Draw validation pictures with the base as it was before quantising."
     )
     validation_seed: int = key(42, "Validation", "Seed of the validation pictures' noise.", ge=0)
+    evaluate: EvaluateConfig = key(EvaluateConfig, "Evaluate", "dict(figures=..., metrics=[...]): numbers from drawn figures.")
 
     base_filesys_path: str = key(".", "Paths", "Folder that relative paths of this config start from.")
     model_output_dir: str = key("runs/scienceflow", "Paths", "Folder of the run.", min_length=1)
@@ -421,9 +450,9 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
     if root:
         given = {"model_output_dir": Config.model_fields["model_output_dir"].default, **given}
     values: dict[str, Any] = moved(given, ("model_output_dir", "image_output_dir"))
-    for name in ("dataset", "encode"):
+    for name in ("dataset", "encode", "evaluate"):
         if name in values:
-            values[name] = moved(values[name], ("base_dir", "figures", "cache_dir"))
+            values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from OpenSciDraw.registry import DATASETS, MODELS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
+from OpenSciDraw.registry import DATASETS, METRICS, MODELS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
@@ -40,6 +40,7 @@ def _registered_names(config: Config) -> list[Problem]:
         ("data_sampler.type", SAMPLERS, config.data_sampler.type),
         ("train_iteration_func_name", TRAIN_ITERATION_FUNCS, config.train_iteration_func_name),
         ("validation_func_name", VALIDATION_FUNCS, config.validation_func_name),
+        *(("evaluate.metrics", METRICS, name) for name in config.evaluate.metrics),
     ]
     found: list[Problem] = []
     for name, registry, value in asked:
@@ -193,9 +194,25 @@ def _data(config: Config) -> list[Problem]:
     return found
 
 
-def _validation(config: Config) -> list[Problem]:
-    prompts, sizes = len(config.validation_prompts), len(config.resolution_list)
-    if sizes in (0, 1, prompts):
+def metrics_in_training(config: Config) -> list[str]:
+    """The metrics of `validation_func_name`: M for 'M_validation_func', evaluate.metrics for 'evaluate_validation_func'.
+
+    Without held_out, which every validation computes (under its own names).
+    """
+    name = config.validation_func_name.removesuffix("_validation_func")
+    if name == config.validation_func_name:
         return []
-    message = f"{sizes} sizes for {prompts} validation_prompts. Give one [width, height] for each, one for all, or []."
-    return [(("resolution_list", "validation_prompts"), message)]
+    asked = config.evaluate.metrics if name == "evaluate" else [name]
+    return [metric for metric in asked if metric in METRICS.names() and metric != "held_out"]
+
+
+def _validation(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    prompts, sizes = len(config.validation_prompts), len(config.resolution_list)
+    if sizes not in (0, 1, prompts):
+        message = f"{sizes} sizes for {prompts} validation_prompts. Give one [width, height] for each, one for all, or []."
+        found.append((("resolution_list", "validation_prompts"), message))
+    if metrics_in_training(config) and config.evaluate.figures is None:
+        message = f"{config.validation_func_name!r} needs figures. Set evaluate = dict(figures='drawn:64:seed=9', ...)."
+        found.append((("evaluate", "validation_func_name"), message))
+    return found

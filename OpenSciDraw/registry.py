@@ -181,3 +181,4 @@ TRAIN_ITERATION_FUNCS = Registry(
     "train_iteration_func_name", "TRAIN_ITERATION_FUNCS", "OpenSciDraw.train_iteration_funcs"
 )
 VALIDATION_FUNCS = Registry("validation_func_name", "VALIDATION_FUNCS", "OpenSciDraw.validation_funcs")
+METRICS = Registry("metric", "METRICS", "OpenSciDraw.evaluation")

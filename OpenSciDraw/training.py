@@ -34,7 +34,9 @@ from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
-from OpenSciDraw.utils.run_log import RunLog
+from OpenSciDraw.utils.run_log import RunLog, device_name, save_session
+from OpenSciDraw.utils.versions import versions
+from OpenSciDraw.validation_funcs.evaluate_examples import examples_in_training
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
 
@@ -150,13 +152,14 @@ class Training:
     def _encode_prompts(self) -> None:
         """Text encoder -> prompts -> free, before the transformer takes the memory; kept when captions are encoded online."""
         config, empty = self.config, self.dataset.empty_text()
-        prompts = list(config.validation_prompts)
+        examples = examples_in_training(config)
+        prompts, shown = [*config.validation_prompts, *(example.prompt for example in examples)], len(config.validation_prompts)
         negative = config.negative_prompt or ""
         online = config.text == "online" or not config.use_parquet_dataset
         if online or prompts or empty is None:
             self.model.load_text_encoder()
             rows = [self.model.encode_prompts([prompt])[0].cpu() for prompt in [*prompts, negative, ""]]
-            self.prompts = PromptSet(prompts, rows[:-2], rows[-2])
+            self.prompts = PromptSet(prompts[:shown], rows[:shown], rows[-2], examples, rows[shown:-2])
             empty = rows[-1] if empty is None else empty
             self._check_contract(self.dataset.contract)  # again: a text encoder that was just fetched has a fingerprint now
             if not online:
@@ -220,6 +223,7 @@ class Training:
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, self.output_dir / "config.py")
+            save_session(self.output_dir, self._session())
         if accelerator.log_with:
             values = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in config.model_dump().items()}
             wandb = {"name": config.run_name, "dir": str(self.output_dir)}  # secrets are not part of a dumped config
@@ -239,6 +243,18 @@ class Training:
                 self.effective_batch, config.train_batch_size, config.gradient_accumulation_steps,
                 accelerator.num_processes, self._spread(), accelerator.mixed_precision, self.step, self.total_steps,
             )  # fmt: skip
+
+    def _session(self) -> dict[str, Any]:
+        """What `scienceflow report` tells of this start beside the config; nothing secret is in it."""
+        contract = self.dataset.contract
+        return {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": self.step, "total_steps": self.total_steps,
+            "effective_batch": self.effective_batch, "processes": self.accelerator.num_processes,
+            "device": device_name(self.accelerator.device), "spread": self._spread().strip(" ()") or "one device",
+            "trained_parameters": sum(p.numel() for p in self.parameters.values()), "lora_layers": len(self.layers),
+            "rows": len(self.dataset), "held_out_rows": len(self.held_out),
+            "contract": None if contract is None else json.loads(contract.to_json()), "versions": versions(),
+        }  # fmt: skip
 
     def _spread(self) -> str:
         if self.accelerator.num_processes == 1:

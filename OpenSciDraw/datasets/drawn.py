@@ -136,13 +136,13 @@ def _aspect(rng: random.Random, kind: str, size: int) -> tuple[int, int]:
     return round(size * math.sqrt(aspect) / unit) * unit, round(size / math.sqrt(aspect) / unit) * unit
 
 
-def iter_figures(count: int, seed: int = 0, size: int = 256) -> Iterator[DrawnFigure]:
+def iter_figures(count: int, seed: int = 0, size: int = 256, style: str = "rich") -> Iterator[DrawnFigure]:
     """The first `count` figures of a sequence, drawn one at a time."""
     for index in range(count):
-        yield draw_figure(seed, index, size)
+        yield draw_figure(seed, index, size, style=style)
 
 
-def write_folder(out: str | Path, count: int, seed: int, size: int) -> None:
+def write_folder(out: str | Path, count: int, seed: int, size: int, style: str = "rich") -> None:
     """Write `<id>.png` with its sidecar caption `<id>.txt` for each figure, and one `truth.jsonl` for all.
 
     A line of `truth.jsonl` is the ground truth with the figure's `id` added.
@@ -150,7 +150,7 @@ def write_folder(out: str | Path, count: int, seed: int, size: int) -> None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "truth.jsonl").open("w", encoding="utf-8") as truths:
-        for figure in tqdm(iter_figures(count, seed, size), total=count, desc="drawing figures", unit="fig"):
+        for figure in tqdm(iter_figures(count, seed, size, style), total=count, desc="drawing figures", unit="fig"):
             figure.image.save(folder / f"{figure.id}.png", compress_level=1)
             (folder / f"{figure.id}.txt").write_text(figure.caption + "\n", encoding="utf-8")
             truths.write(json.dumps({"id": figure.id, **figure.truth}) + "\n")

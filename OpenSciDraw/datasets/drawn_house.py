@@ -16,7 +16,7 @@ from .drawn_small import EM, SIDE
 COLORS = ("teal", "pink", "yellow")
 SHAPES = ("rectangle", "ellipse", "diamond", "hexagon")
 LAYOUTS = tuple(name for name in drawn_small.LAYOUTS if name != "square")  # its captions would be too long in these words
-_WOBBLE = 0.9  # pixels that a stroke leaves its line by
+_WOBBLE = 0.65  # pixels that a stroke leaves its line by
 
 
 class HouseCanvas(Canvas):

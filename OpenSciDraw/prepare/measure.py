@@ -13,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from OpenSciDraw.errors import UserError
 from OpenSciDraw.prepare.duplicates import HASH_BYTES
 from OpenSciDraw.prepare.kinds import background_colour, far_from, kind_features, kind_of
 from OpenSciDraw.prepare.language import language_of, without_math
@@ -187,14 +186,6 @@ def sharpness(grey: NDArray[np.uint8]) -> float:
 
 def _read_words(image: Image.Image) -> int:
     """Words that OCR reads."""
-    found = _reader()(np.asarray(image)[..., ::-1])
-    return sum(count_words(text) for text in found.txts or ())
+    from OpenSciDraw.evaluation.ocr import read_lines
 
-
-@lru_cache(maxsize=1)
-def _reader() -> Any:
-    try:
-        from rapidocr import RapidOCR
-    except ImportError as error:
-        raise UserError("ocr = True needs rapidocr: pip install 'OpenSciDraw[ocr]', or set ocr=False.") from error
-    return RapidOCR(params={"Global.log_level": "error"})
+    return sum(count_words(line.text) for line in read_lines(image))

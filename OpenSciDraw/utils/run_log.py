@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from OpenSciDraw import flow
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput
+from OpenSciDraw.utils.files import write_json
 
 
 class RunLog:
@@ -115,3 +116,14 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def save_session(folder: Path, session: dict[str, Any]) -> None:
+    """Add one start of training to `run.json`: {"sessions": [...]}, one for each time that the command was run."""
+    file = folder / "run.json"
+    sessions = json.loads(file.read_text())["sessions"] if file.exists() else []
+    write_json(file, {"sessions": [*sessions, session]})
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"

@@ -12,7 +12,7 @@ from torch import Tensor
 from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
-from OpenSciDraw.datasets.batch import BadRow, Sample, collate
+from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.utils.launch import share_of
@@ -45,28 +45,38 @@ def held_out_loss(
             row, counts = _readable(dataset, rows), False
         batch = collate([row])
         sums[-1] += counts
-        latents = batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels())
-        clean = model.normalize(latents)
+        clean = clean_latents(model, batch)
         shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
         base = flow.sigma_of_quantile(
             1 - quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
         )
-        sigma = flow.shift_sigma(base, shift)
-        text_rows: list[Tensor] = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
-        text = model.collate_text([row.to(clean.device) for row in text_rows])
-        noise = flow.keyed_noise(config.seed, -1, batch.sample_ids, clean.shape[1:]).to(clean.device)
-        for level_at, level in enumerate(sigma.to(clean.device)):
-            level = level.expand(len(clean))
-            with accelerator.autocast():
-                predicted = model.velocity(flow.interpolate(clean, noise, level), level, text)
-            error = predicted.float() - flow.velocity_target(clean, noise)
-            sums[level_at] += counts * error.pow(2).mean()
+        text = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+        with accelerator.autocast():
+            sums[:-1] += counts * losses_at(model, batch, clean, text, flow.shift_sigma(base, shift), config.seed)
     model.transformer = wrapped
     transformer.train(was_training)
     total: Tensor = accelerator.reduce(sums, reduction="sum").cpu()
     per_level = total[:-1] / total[-1]
     names = [f"held_out_loss_q{q:.1f}" for q in QUANTILES]
     return {"held_out_loss": per_level.mean().item(), **dict(zip(names, per_level.tolist(), strict=True))}
+
+
+def clean_latents(model: FigureModel, batch: Batch) -> Tensor:
+    """What the transformer denoises, (B, Cn, hn, wn): from stored latents, or from pixels."""
+    return model.normalize(batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels()))
+
+
+@torch.no_grad()
+def losses_at(model: FigureModel, batch: Batch, clean: Tensor, text_rows: list[Tensor], sigmas: Tensor, seed: int) -> Tensor:
+    """Mean unweighted loss of a batch at each noise level of `sigmas` (K,); (K,). Noise is keyed by (seed, sample)."""
+    text = model.collate_text([row.to(clean.device) for row in text_rows])
+    noise = flow.keyed_noise(seed, -1, batch.sample_ids, clean.shape[1:]).to(clean.device)
+    losses = []
+    for level in sigmas.to(clean.device):
+        level = level.expand(len(clean))
+        predicted = model.velocity(flow.interpolate(clean, noise, level), level, text)
+        losses.append((predicted.float() - flow.velocity_target(clean, noise)).pow(2).mean())
+    return torch.stack(losses)
 
 
 def _readable(dataset: RowDataset, rows: np.ndarray) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.registry import VALIDATION_FUNCS
 from OpenSciDraw.utils.launch import share_of
@@ -20,11 +21,16 @@ from OpenSciDraw.utils.launch import share_of
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Validation prompts with their embeddings (L, D), encoded once before the transformer loads."""
+    """Validation prompts with their embeddings (L, D), encoded once before the transformer loads.
+
+    `examples` are those of evaluate.figures, for validation functions that measure; `example_rows` their prompts' embeddings.
+    """
 
     prompts: list[str]
     rows: list[Tensor]
     negative: Tensor
+    examples: list[Example] = field(default_factory=list)
+    example_rows: list[Tensor] = field(default_factory=list)
 
 
 def guidance_of(config: Config) -> float:

@@ -14,7 +14,7 @@ pretrained_model_name_or_path = "runs/pretrain/base"  # trained VAE and text enc
 encode = dict(figures="drawn:30000:seed=0:style=small", resolution=128, batch_size=32, samples_per_shard=2000, num_workers=0)
 
 train_batch_size = 32
-max_train_steps = 5000
+max_train_steps = 4400
 learning_rate = 1e-3
 lr_warmup_steps = 200
 ema_decay = 0.999
@@ -23,7 +23,7 @@ timestep_shift = 2.0  # layout and labels are decided where there is much noise
 
 validation_prompts = [draw_figure(1, index, 128, style="small").caption for index in range(16)]
 resolution_list = [[128, 128]]
-validation_steps = 500
+validation_steps = 1000
 num_inference_steps = 20
 guidance_scale = 3.0
 held_out_examples = 64

@@ -1,0 +1,187 @@
+"""Pictures of examples by the family's own pipeline: what draws them, with which noise, in which batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from OpenSciDraw.config import Config, EvaluateConfig
+from OpenSciDraw.evaluation.examples import Example
+from OpenSciDraw.export import Trained
+from OpenSciDraw.flow import keyed_generator
+from OpenSciDraw.models.base import FigureModel, build_model, fingerprint
+from OpenSciDraw.utils.trainable import load_pretrained, lora_file
+from OpenSciDraw.validation_funcs.sample_prompts import guidance_of
+
+_LOG = logging.getLogger("OpenSciDraw")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a picture comes out of noise; `seed` and an example's id give its noise."""
+
+    steps: int
+    guidance: float
+    seed: int
+
+    @classmethod
+    def of(cls, settings: EvaluateConfig, config: Config) -> Sampler:
+        guidance = guidance_of(config) if settings.guidance is None else settings.guidance
+        return cls(settings.steps or config.num_inference_steps, guidance, settings.seed)
+
+    def noise_seed(self, identity: str) -> int:
+        """The same for an example whatever is drawn with it, before it or on another rank."""
+        return keyed_generator("evaluate", self.seed, identity).initial_seed()
+
+
+@dataclass(frozen=True)
+class DrawingBatch:
+    """Examples that are drawn together, all at `width` x `height` pixels."""
+
+    examples: list[Example]
+    width: int
+    height: int
+
+
+def batches_of(examples: Iterable[Example], multiple: int, batch_size: int) -> list[DrawingBatch]:
+    """Examples of one size together; a size becomes the nearest one whose sides are multiples of `multiple` pixels."""
+    by_size: dict[tuple[int, int], list[Example]] = {}
+    for example in examples:
+        width, height = (max(multiple, round(side / multiple) * multiple) for side in (example.width, example.height))
+        by_size.setdefault((width, height), []).append(example)
+    return [
+        DrawingBatch(group[at : at + batch_size], *size)
+        for size, group in by_size.items()
+        for at in range(0, len(group), batch_size)
+    ]
+
+
+@torch.no_grad()
+def draw(
+    model: FigureModel, pipe: Any, batch: DrawingBatch, rows: Sequence[Tensor], negative: Tensor, sampler: Sampler,
+    may_halve: bool = True,
+) -> list[Any]:  # fmt: skip
+    """Pictures (PIL) of a batch; `rows` are its prompts' embeddings.
+
+    A batch that a GPU cannot hold is drawn in halves, unless not `may_halve`: ranks that share a model draw alike.
+    """
+    try:
+        return model.sample(
+            pipe, rows, negative, width=batch.width, height=batch.height, steps=sampler.steps, guidance=sampler.guidance,
+            seeds=[sampler.noise_seed(example.id) for example in batch.examples],
+        )  # fmt: skip
+    except torch.OutOfMemoryError:
+        if len(batch.examples) == 1 or not may_halve:
+            raise
+    torch.cuda.empty_cache()
+    half = len(batch.examples) // 2
+    _LOG.info("%d pictures at once do not fit into the GPU's memory: drawing %d", len(batch.examples), half)
+    pictures = []
+    for part in (slice(half), slice(half, None)):
+        smaller = DrawingBatch(batch.examples[part], batch.width, batch.height)
+        pictures += draw(model, pipe, smaller, rows[part], negative, sampler)
+    return pictures
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """As PNG; the file is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    picture.save(unfinished, format="PNG")
+    os.replace(unfinished, path)
+
+
+class TextRows:
+    """Embeddings of texts, on disk: 10,000 prompts of a large model's encoder are hundreds of gigabytes."""
+
+    def __init__(self, folder: Path):
+        self._folder = tempfile.TemporaryDirectory(prefix=".text-", dir=folder)
+        self._files: dict[str, Path] = {}
+
+    def encode(self, model: FigureModel, texts: Iterable[str]) -> None:
+        """Each text alone, so that none depends on which others there are."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._files]
+        for text in tqdm(new, desc="prompts", unit="prompt", disable=len(new) < 2):
+            path = Path(self._folder.name) / f"{len(self._files):07d}.safetensors"
+            save_file({"row": model.encode_prompts([text])[0].cpu().contiguous()}, path)
+            self._files[text] = path
+
+    def __getitem__(self, text: str) -> Tensor:
+        return load_file(self._files[text])["row"]
+
+    def delete(self) -> None:
+        self._folder.cleanup()
+
+
+class Artist:
+    """The model of a run, or of a config before training; it loads when there is something to do."""
+
+    def __init__(self, config: Config, trained: Trained | None, folder: Path):
+        self.config, self.trained, self.folder = config, trained, folder
+        if trained is not None and not trained.is_lora:
+            self.config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
+        self.negative = config.negative_prompt or ""
+        self.model: FigureModel = build_model(self.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.pipe: Any = None
+        self.text: TextRows | None = None
+
+    def identity(self, sampler: Sampler) -> dict[str, Any]:
+        """All that decides how a picture of a prompt comes out; pictures of different identities do not mix."""
+        config, trained = self.config, self.trained
+        found: dict[str, Any] = {
+            "model": config.pretrained_model_name_or_path,
+            "model_weights": fingerprint(self.model.component_files(self.model.trained_part)),
+            "trained": None if trained is None else "LoRA" if trained.is_lora else "all weights",
+            "trained_weights": None if trained is None else fingerprint(trained.path.parent if trained.is_lora else trained.path),
+            "steps": sampler.steps, "guidance": sampler.guidance, "seed": sampler.seed, "negative_prompt": self.negative,
+            "precision": config.mixed_precision, "max_sequence_length": config.max_sequence_length,
+        }  # fmt: skip
+        if config.pretrained_full_ckpt_path and (trained is None or trained.is_lora):
+            found["pretrained_full_ckpt_path"] = config.pretrained_full_ckpt_path
+        if config.pretrained_lora_ckpt_path and (trained is None or config.fuse_pretrained_lora):
+            found["pretrained_lora_ckpt_path"] = config.pretrained_lora_ckpt_path
+        return found
+
+    def load(self, prompts: Iterable[str]) -> None:
+        """Text encoder -> embeddings of `prompts` -> free; then VAE and transformer, with what was trained."""
+        self.text = TextRows(self.folder)
+        self.model.load_text_encoder()
+        self.text.encode(self.model, [*prompts, self.negative])
+        self.model.free_text_encoder()
+        self.model.load_vae()
+        self.model.load_transformer()
+        load_pretrained(self.model.transformer, self.config)
+        self.pipe = self.model.pipeline(self.model.transformer)
+        adapter = self._adapter()
+        if adapter is not None:
+            self.pipe.load_lora_weights(str(adapter.parent), weight_name=adapter.name)
+
+    def _adapter(self) -> Path | None:
+        """The run's LoRA; before training, the one that it would start from."""
+        if self.trained is not None:
+            return self.trained.path if self.trained.is_lora else None
+        start = self.config.pretrained_lora_ckpt_path
+        return lora_file(start) if start is not None and not self.config.fuse_pretrained_lora else None
+
+    def draw(self, batch: DrawingBatch, sampler: Sampler) -> list[Any]:
+        """Pictures (PIL) of a batch whose prompts were given to `load`."""
+        *rows, negative = self.rows_of([*(example.prompt for example in batch.examples), self.negative])
+        return draw(self.model, self.pipe, batch, rows, negative, sampler)
+
+    def rows_of(self, texts: Sequence[str]) -> list[Tensor]:
+        """Embeddings (L, D) of texts that were given to `load`."""
+        assert self.text is not None
+        return [self.text[text] for text in texts]
+
+    def close(self) -> None:
+        if self.text is not None:
+            self.text.delete()

@@ -1,0 +1,219 @@
+"""What is drawn and compared: prompts with sizes, and what is known of the picture that each asks for.
+
+`load_examples` reads
+
+    drawn:COUNT[:…]                 figures of the drawing program: their captions, exact truth and the pictures themselves
+    a folder, .csv, .parquet …      figures with captions, as `encode.figures` (datasets/figures.py); a folder of `scienceflow
+                                    draw` has its truth in truth.jsonl
+    a .jsonl of prompts             one object a line; keys below
+
+Keys of a line of prompts: `prompt` (or caption, text), `width` and `height` (px; together, or left to the model), `id`
+(a text or a number; else the line's number), `rubric` (an object: what a judge looks for), `truth` (an object, as
+datasets/drawn.py writes it), and the path of a reference picture from the list's folder: `reference` (or image, file_name,
+path, image_path). Other keys are passed over. A .jsonl in which no line has `width`, `rubric`, `truth` or `reference`, and
+that names pictures, is a list of figures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from OpenSciDraw.datasets.buckets import best_bucket
+from OpenSciDraw.datasets.figures import DrawnRef, FigureRef, FileRef, RejectedFigure, list_figures, load_figure
+from OpenSciDraw.errors import UserError
+
+_LOG = logging.getLogger("OpenSciDraw")
+_IMAGE_KEYS = ("reference", "image", "file_name", "path", "image_path")
+_PROMPT_KEYS = ("prompt", "caption", "text")
+_OWN_KEYS = frozenset(("width", "height", "rubric", "truth", "reference"))  # those that a list of figures does not have
+_TRUTH_FILE = "truth.jsonl"
+_MAX_SIDE = 16384
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,119}", re.ASCII)
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, the size in pixels to draw it at, and what the picture is compared with (None: nothing of the kind)."""
+
+    id: str
+    prompt: str
+    width: int
+    height: int
+    truth: dict[str, Any] | None = None
+    reference: FigureRef | Path | Image.Image | None = None
+    rubric: dict[str, Any] | None = None
+
+    def reference_image(self) -> Image.Image | None:
+        """The reference, upright RGB. Raises RejectedFigure when it cannot be read."""
+        if isinstance(self.reference, Image.Image):
+            return self.reference.convert("RGB")
+        if isinstance(self.reference, Path):
+            return load_figure(FileRef(self.id, self.prompt, str(self.reference), self.reference.stat().st_size))
+        return None if self.reference is None else load_figure(self.reference)
+
+
+def picture_name(identity: str) -> str:
+    """The file of an example's picture: its id and '.png'; ids that are no plain names end in a hash of themselves."""
+    if _PLAIN_NAME.fullmatch(identity):
+        return f"{identity}.png"
+    plain = re.sub(r"[^A-Za-z0-9.+=-]+", "_", identity).strip("._")[:80]
+    return f"{plain}-{blake2b(identity.encode(), digest_size=6).hexdigest()}.png"
+
+
+def find_picture(folder: Path, identity: str) -> Path:
+    """The picture of an example in a folder that someone else filled; where there is none, the file that should be there.
+
+    An id that is itself the path of a picture ('plots/a.png') also names that file, with this ending or another.
+    """
+    stems = [identity]
+    if Path(identity).suffix.lower() in _SUFFIXES:
+        stems.append(identity[: identity.rindex(".")])
+    names = [picture_name(identity), *(stem + suffix for stem in stems for suffix in ("", *_SUFFIXES))]
+    inside = [folder / name for name in names if not name.startswith("/") and ".." not in Path(name).parts]
+    return next((path for path in inside if path.is_file()), inside[0])
+
+
+def load_examples(
+    spec: str, limit: int | None = None, resolution: int | None = None, image_column: str | None = None,
+    caption_column: str | None = None,
+) -> list[Example]:  # fmt: skip
+    """The examples of `spec` (see the module), the first `limit` of them, in an order that depends on the source alone.
+
+    Figures in files are drawn at the size of their bucket at `resolution`, or where that is None at their own size.
+    Columns as for `list_figures`.
+
+    Raises:
+        UserError: the source is missing or of no known kind, holds nothing usable, or a line of prompts is wrong.
+    """
+    path = Path(spec).expanduser()
+    if path.suffix == ".jsonl" and path.is_file():
+        rows = list(_json_lines(path))
+        if _is_prompts(rows):
+            return _unique(path, [_prompt_example(path, number, row, resolution) for number, row in rows[:limit]])
+    refs, rejected = list_figures(spec, image_column, caption_column, limit)
+    if rejected:
+        first = rejected[0]
+        _LOG.warning("%s: %d figures cannot be used; the first: %s: %s", spec, len(rejected), first.id, first.reason)
+    drawn = [ref for ref in refs if isinstance(ref, DrawnRef)]
+    if drawn:
+        return [_drawn_example(ref) for ref in drawn]
+    return _figure_examples(spec, refs, resolution)
+
+
+def _drawn_example(ref: DrawnRef) -> Example:
+    truth = ref.draw().truth
+    return Example(ref.id, ref.caption, truth["width"], truth["height"], truth, ref)
+
+
+def _figure_examples(spec: str, refs: list[FigureRef], resolution: int | None) -> list[Example]:
+    """Every figure is opened once for its size; one that cannot be opened is no reference, and is named."""
+    truths = _truths(Path(spec).expanduser())
+
+    def example(ref: FigureRef) -> Example | str:
+        try:
+            width, height = load_figure(ref).size
+        except RejectedFigure as error:
+            return f"{ref.id}: {error}"
+        truth = truths.get(ref.id) or truths.get(ref.id.rpartition(".")[0])
+        if resolution is not None and truth is None:  # boxes of a truth are in pixels of the figure as it is
+            bucket = best_bucket(width, height, resolution)
+            width, height = bucket.width, bucket.height
+        return Example(ref.id, ref.caption, width, height, truth, ref)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(tqdm(pool.map(example, refs), total=len(refs), desc="figures", unit="figure"))
+    unreadable = [text for text in found if isinstance(text, str)]
+    if unreadable:
+        _LOG.warning("%s: %d figures cannot be read; the first: %s", spec, len(unreadable), unreadable[0])
+    examples = [item for item in found if isinstance(item, Example)]
+    if not examples:
+        raise UserError(f"{spec}: none of {len(refs)} figures can be read. The first: {unreadable[0]}")
+    return examples
+
+
+def _truths(source: Path) -> dict[str, dict[str, Any]]:
+    """Ground truth by id, where `scienceflow draw` wrote it beside the figures."""
+    file = source / _TRUTH_FILE
+    if not source.is_dir() or not file.is_file():
+        return {}
+    return {str(row["id"]): row for _, row in _json_lines(file) if "id" in row}
+
+
+# -- lists of prompts ------------------------------------------------------------------------------
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON: {error}. Mend this line.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: a line must be an object {{…}}, not {type(row).__name__}.")
+        yield number, row
+
+
+def _is_prompts(rows: list[tuple[int, dict[str, Any]]]) -> bool:
+    keys = {key for _, row in rows for key in row}
+    return bool(keys & _OWN_KEYS) or not keys & set(_IMAGE_KEYS)
+
+
+def _prompt_example(path: Path, number: int, row: dict[str, Any], resolution: int | None) -> Example:
+    where = f"{path}:{number}"
+    prompt = next((row[key] for key in _PROMPT_KEYS if key in row), None)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{where}: prompt = {prompt!r:.80}. A line needs a text under {', '.join(_PROMPT_KEYS)}.")
+    truth, rubric = row.get("truth"), row.get("rubric")
+    for key, value in (("truth", truth), ("rubric", rubric)):
+        if value is not None and not isinstance(value, dict):
+            raise UserError(f"{where}: {key} = {value!r:.80}. It must be an object {{…}}.")
+    width, height = _size(where, row, resolution)
+    identity = row.get("id", f"{number:05d}")
+    if not isinstance(identity, (str, int)) or isinstance(identity, bool) or str(identity).strip() == "":
+        raise UserError(f"{where}: id = {identity!r}. It must be a text or a number, or be left out.")
+    reference = next((row[key] for key in _IMAGE_KEYS if row.get(key)), None)
+    file = path.parent / str(reference) if reference is not None else None
+    if file is not None and not file.is_file():
+        raise UserError(f"{where}: there is no reference picture {file}. Correct the path or leave it out.")
+    return Example(str(identity), prompt.strip(), width, height, truth, file, rubric)
+
+
+def _size(where: str, row: dict[str, Any], resolution: int | None) -> tuple[int, int]:
+    width, height = (row.get(key) for key in ("width", "height"))
+    if width is None and height is None:
+        if resolution is None:
+            raise UserError(f"{where}: no width and height, and no model to take them from. Add both, in pixels.")
+        return resolution, resolution
+    for key, value in (("width", width), ("height", height)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_SIDE:
+            raise UserError(f"{where}: {key} = {value!r}. Give width and height as whole numbers of pixels, 1 to {_MAX_SIDE}.")
+    assert isinstance(width, int) and isinstance(height, int)
+    return width, height
+
+
+def _unique(path: Path, examples: list[Example]) -> list[Example]:
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise UserError(f"{path}: two lines have the id {example.id!r}. Pictures are kept under their ids: give each its own.")
+        seen.add(example.id)
+    if not examples:
+        raise UserError(f"{path} holds no prompts.")
+    return examples

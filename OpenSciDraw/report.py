@@ -1,0 +1,146 @@
+"""`scienceflow report RUN`: a run, or a folder of runs, as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.reporting import page
+from OpenSciDraw.reporting.charts import Line, chart, short, smoothed
+from OpenSciDraw.reporting.run_data import RunData, find_runs, is_run, read_run
+
+NAME = "report.html"
+_MOST_COMPARED = 8
+
+
+def defaults() -> dict[str, Any]:
+    """The defaults of all keys, dotted; keys without one are left out."""
+    found: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        if not field.is_required():
+            value = field.get_default(call_default_factory=True)
+            found |= page.flatten({name: value.model_dump() if hasattr(value, "model_dump") else value})
+    return found
+
+
+def run_page(run: RunData) -> str:
+    """The page of one run."""
+    pictures = page.Pictures()
+    config, last = run.config, run.sessions[-1] if run.sessions else {}
+    held = run.series("held_out_loss")
+    trained = "LoRA, rank " + str(config.get("rank")) if config.get("use_lora", True) else "all weights"
+    batch = last.get("effective_batch") or config.get("train_batch_size", 1) * config.get("gradient_accumulation_steps", 1)
+    speed = run.series("images_per_second")
+    pairs = [
+        ("model", config.get("pretrained_model_name_or_path")), ("trained", trained),
+        ("step", f"{run.last_step} of {config.get('max_train_steps') or '?'}"), ("effective batch", batch),
+        ("held-out loss", f"{short(held[0][1])} → {short(held[-1][1])}" if len(held) > 1 else short(held[0][1]) if held else None),
+        ("images a second", short(speed[-1][1]) if speed else None), ("rows not readable", len(run.bad_rows) or None),
+    ]  # fmt: skip
+    lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(pairs)}{page.remarks(run)}'
+    bad = [[escape(str(row.get("id"))), escape(str(row.get("reason")))] for row in run.bad_rows[:50]]
+    return page.document(f"Run {run.name}", lead, [
+        ("Before and after", page.before_after(run, pictures)),
+        ("Scores", page.scores(run)),
+        ("Loss", page.curves(run)),
+        ("Pictures by step", page.samples(run, pictures)),
+        ("Rate, speed and memory", page.pace(run)),
+        ("Rows that could not be read", page.table(("row", "reason"), bad) if bad else ""),
+        ("Files", page.exports(run)),
+        ("Settings", page.settings(run, defaults()) if config else ""),
+        ("Where it ran", page.provenance(run)),
+    ])  # fmt: skip
+
+
+def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
+    """The page of several runs: curves in one chart, what their configs differ in, their scores, their last pictures."""
+    pictures = page.Pictures()
+    names = [str(run.folder.relative_to(folder)) for run in runs]
+    both = list(zip(names, runs, strict=True))
+    charts = [
+        chart("Held-out loss", [Line(name, run.series("held_out_loss")) for name, run in both], "loss"),
+        chart("Training loss, smoothed", [Line(n, smoothed(r.series("train_loss"))) for n, r in both], "loss", log=True),
+        chart("Throughput", [Line(name, smoothed(run.series("images_per_second"))) for name, run in both], "images / s"),
+    ]
+    flat = [page.flatten(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
+    config_rows = [[_code(key), *(_code(repr(one.get(key))[:200]) for one in flat)] for key in differing]
+    scores = [run.evaluations[-1][1]["metrics"] if run.evaluations else {} for run in runs]
+    metrics = list(dict.fromkeys(key for one in scores for key in one))
+    score_rows = [[_code(key), *(_score(one.get(key)) for one in scores)] for key in metrics]
+    head = ["", *(escape(name) for name in names)]
+    lead = f'<p class="lead">{len(runs)} runs in {escape(str(folder))}</p>' + "".join(page.remarks(run) for run in runs)
+    return page.document(f"Runs in {folder.name or folder}", lead, [
+        ("Curves", f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""),
+        ("Scores of the last evaluation of each", page.table(head, score_rows) if score_rows else ""),
+        ("Last pictures", _last_pictures(both, pictures)),
+        ("What their settings differ in", page.table(head, config_rows) if config_rows else "<p>All keys are equal.</p>"),
+    ])  # fmt: skip
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+def _score(item: Any) -> str:
+    if not isinstance(item, dict) or item.get("value") is None:
+        return "–"
+    ends = item.get("low"), item.get("high")
+    interval = "" if None in ends else f" ({ends[0]:.3f} to {ends[1]:.3f})"
+    return f"{item['value']:.3f}{interval}"
+
+
+def _last_pictures(both: Sequence[tuple[str, RunData]], pictures: page.Pictures) -> str:
+    """One row for each prompt, one column for each run; a prompt that a run lacks leaves its cell empty."""
+    drawn: dict[str, dict[str, Path]] = {}
+    for name, run in both[:_MOST_COMPARED]:
+        prompts = run.config.get("validation_prompts") or []
+        for file in run.pictures[max(run.pictures)] if run.pictures else []:
+            if file.stem.isdecimal() and int(file.stem) < len(prompts):
+                drawn.setdefault(str(prompts[int(file.stem)]), {})[name] = file
+    if not drawn:
+        return ""
+    names = [name for name, _ in both[:_MOST_COMPARED]]
+    rows = [
+        [escape(prompt), *(page.picture(pictures, found[n], f"{n}: {prompt}") if n in found else "–" for n in names)]
+        for prompt, found in list(drawn.items())[:16]
+    ]
+    return f'<div class="compare">{page.table(["prompt", *(escape(name) for name in names)], rows)}</div>'
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, or of the runs below a folder; returns its file.
+
+    Raises:
+        UserError: no run there; the page cannot be written.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. Give the folder of a run (model_output_dir), or one with several runs.")
+    if is_run(folder):
+        html = run_page(read_run(folder))
+    else:
+        runs = find_runs(folder)
+        if not runs:
+            raise UserError(f"{folder} is no run (config.py and metrics.jsonl) and holds none. Give a training's model_output_dir.")
+        html = comparison_page(folder, [read_run(path) for path in runs])
+    file = out or folder / NAME
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(html, encoding="utf-8", errors="replace")
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise UserError(f"Cannot write {file}: {error.strerror}. Choose another place with --out.") from error
+    return file
+
+
+def main(arguments: Namespace) -> int:
+    file = write_report(Path(arguments.run).expanduser(), Path(arguments.out).expanduser() if arguments.out else None)
+    print(f"{file}  ({file.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0

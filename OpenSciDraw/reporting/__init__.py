@@ -1,0 +1,1 @@
+"""The parts of `scienceflow report`: what a run holds, its charts, and the page."""

@@ -1,0 +1,300 @@
+"""The page: HTML from a run's data. Everything that comes from the run is escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from OpenSciDraw.reporting.charts import Line, chart, short, smoothed
+from OpenSciDraw.reporting.run_data import RunData, finite
+
+PICTURE_SIDE = 512  # pixels; larger pictures are scaled down
+PICTURE_BYTES = 12_000_000  # of all pictures of a page; beyond it steps between the first and the last are left out
+_MOST_PIXELS = 50_000_000
+
+
+class Pictures:
+    """Pictures as data addresses, each file once, until the page is full."""
+
+    def __init__(self, limit: int = PICTURE_BYTES):
+        self.left = limit
+        self._known: dict[Path, str | None] = {}
+
+    def address(self, file: Path) -> str | None:
+        if file not in self._known:
+            self._known[file] = self._encode(file)
+        return self._known[file]
+
+    def _encode(self, file: Path) -> str | None:
+        try:
+            with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
+                if picture.width * picture.height > _MOST_PIXELS:
+                    return None
+                image = picture.convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        out = BytesIO()
+        image.save(out, "WEBP", quality=88, method=3)
+        self.left -= out.tell()
+        return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def picture(pictures: Pictures, file: Path, description: str) -> str:
+    address = pictures.address(file)
+    if address is None:
+        return '<p class="lead">This picture cannot be read.</p>'
+    alt = escape(description, quote=True)
+    return _button(address, alt)
+
+
+def _button(address: str, alt: str) -> str:
+    image = f'<img src="{address}" alt="{alt}" loading="lazy">'
+    return f'<button class="picture" type="button" aria-label="Enlarge: {alt}">{image}</button>'
+
+
+def document(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A whole page. `sections`: (heading, HTML); empty ones are left out."""
+    kept = [(f"s{at}", heading, html) for at, (heading, html) in enumerate(sections) if html]
+    links = "".join(f'<li><a href="#{key}">{escape(heading)}</a></li>' for key, heading, _ in kept)
+    parts = "".join(
+        f'<section id="{key}" aria-labelledby="{key}h"><h2 id="{key}h">{escape(heading)}</h2>{html}</section>'
+        for key, heading, html in kept
+    )
+    style, script = (files("OpenSciDraw.reporting").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'\">"
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head><body>'
+        f'<header><h1>{escape(title)}</h1>{lead}<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>'
+        "<footer>Made by <code>scienceflow report</code>. This file needs no network.</footer>"
+        '<dialog aria-label="Enlarged picture"><img src="data:," alt=""><p></p><button type="button">Close</button></dialog>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+# -- sections ----------------------------------------------------------------------------------------
+def facts(pairs: Sequence[tuple[str, Any]]) -> str:
+    kept = [(name, str(value)) for name, value in pairs if value not in (None, "")]
+    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in kept)
+    return f'<dl class="facts">{shown}</dl>' if shown else ""
+
+
+def remarks(run: RunData) -> str:
+    if not run.remarks:
+        return ""
+    return '<div class="remarks" role="note">' + "".join(f"<p>{escape(text)}</p>" for text in run.remarks) + "</div>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numbers: Sequence[int] = ()) -> str:
+    """Cells are HTML; `numbers` are the columns that are aligned to the right."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        scope = ' scope="col"' if tag == "th" else ""
+        return "".join(f'<{tag}{scope}{" class=number" if at in numbers else ""}>{cell}</{tag}>' for at, cell in enumerate(row))
+
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    top = f"<thead><tr>{cells('th', head)}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table>{said}{top}<tbody>{body}</tbody></table></div>'
+
+
+def curves(run: RunData) -> str:
+    loss = run.series("train_loss") or run.series("loss")
+    bins, sigmas = run.keys("held_out_loss_q"), sorted(run.keys("loss_sigma_"))[::2]
+    made = [
+        chart("Training loss", [Line("as logged", loss, faint=True), Line("smoothed", smoothed(loss))], "loss", log=True),
+        chart("Held-out loss", [Line("held out", run.series("held_out_loss"))], "loss"),
+        chart(
+            "Held-out loss by noise level",
+            [Line(f"quantile {key.removeprefix('held_out_loss_q')}", run.series(key)) for key in bins], "loss", log=True,
+        ),
+        chart(
+            "Training loss by noise level σ",
+            [Line(f"σ {key.removeprefix('loss_sigma_')}", smoothed(run.series(key), 0.1)) for key in sigmas],
+            "loss", log=True,
+        ),
+    ]  # fmt: skip
+    made += [chart(key, [Line(key, run.series(key))], key) for key in run.keys("") if key in ("psnr", "unseen_loss")]
+    scored = [key for key in run.keys("") if "/" in key]
+    for metric in dict.fromkeys(key.split("/")[0] for key in scored):
+        lines = [Line(key.split("/", 1)[1], run.series(key)) for key in scored if key.startswith(f"{metric}/")]
+        made.append(chart(f"{metric.capitalize()} of validation pictures", lines, "score"))
+    return _charts(made)
+
+
+def pace(run: RunData) -> str:
+    return _charts([
+        chart("Learning rate", [Line("rate", run.series("lr"))], "rate"),
+        chart("Gradient norm", [Line("norm before clipping", run.series("grad_norm"))], "L2 norm", log=True),
+        chart("Throughput", [Line("images a second", run.series("images_per_second"))], "images / s"),
+        chart("Waiting for data", [Line("share of the time", run.series("data_wait_share"))], "share"),
+        chart("Peak memory", [Line("peak", run.series("memory_gb"))], "GB"),
+    ])  # fmt: skip
+
+
+def _charts(made: Sequence[str]) -> str:
+    inner = "".join(item for item in made if item)
+    return f'<div class="charts">{inner}</div>' if inner else ""
+
+
+def samples(run: RunData, pictures: Pictures) -> str:
+    """Pictures of the validation prompts, step by step."""
+    steps = sorted(run.pictures)
+    if not steps:
+        return ""
+    prompts = run.config.get("validation_prompts") or []
+    order = [steps[-1], steps[0], *reversed(steps[1:-1])]
+    shown: dict[int, str] = {}
+    for step in dict.fromkeys(order):
+        if pictures.left < 0 and len(shown) >= 2:
+            break
+        cells = []
+        for file in run.pictures[step]:
+            number = int(file.stem) if file.stem.isdecimal() else None
+            prompt = str(prompts[number]) if number is not None and number < len(prompts) else file.stem
+            button = picture(pictures, file, f"Step {step}: {prompt}")
+            said = f'<figcaption title="{escape(prompt, quote=True)}">{escape(prompt)}</figcaption>'
+            cells.append(f"<figure>{button}{said}</figure>")
+        shown[step] = f'<div data-step="{step}"><h3>Step {step}</h3><div class="pictures">{"".join(cells)}</div></div>'
+    left_out = len(steps) - len(shown)
+    note = f'<p class="lead">{left_out} steps in between are left out, to keep the page small.</p>' if left_out else ""
+    return f'{note}<div data-series>{"".join(shown[step] for step in sorted(shown))}</div>'
+
+
+def scores(run: RunData) -> str:
+    return "".join(_evaluation(name, found) for name, found in run.evaluations)
+
+
+def _evaluation(name: str, found: dict[str, Any]) -> str:
+    compared = found.get("comparison") if isinstance(found.get("comparison"), dict) else None
+    other = (compared or {}).get("metrics") or {}
+    rows = []
+    for key, item in found["metrics"].items():
+        if not isinstance(item, dict):
+            continue
+        row = [f"<code>{escape(str(key))}</code>", _number(item.get("value")), _interval(item), _bar(item)]
+        row += [str(item.get("examples", "")), str(item.get("failures", ""))]
+        rows.append(row + ([_difference(other.get(key))] if other else []))
+    head = ["metric", "value", "95 % interval", "", "examples", "failures"]
+    if other:
+        head.append(f"against {escape(str((compared or {}).get('other', 'the other')))}")
+    about = [str(found[key]) for key in ("figures", "weights") if found.get(key)]
+    return f"<h3>{escape(name)}</h3>" + table(head, rows, ", ".join(about), (1, 2, 4, 5))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if finite(value) else "–"
+
+
+def _interval(item: dict[str, Any]) -> str:
+    return f"{item['low']:.3f} to {item['high']:.3f}" if finite(item.get("low")) and finite(item.get("high")) else "–"
+
+
+def _bar(item: dict[str, Any]) -> str:
+    """A score between 0 and 1 with its interval as a picture."""
+    if not all(finite(item.get(key)) for key in ("value", "low", "high")) or not item.get("higher_is_better", True):
+        return ""
+    value, low, high = (float(item[key]) for key in ("value", "low", "high"))
+    if not 0 <= low <= high <= 1:
+        return ""
+    return (
+        f'<span class="bar" aria-hidden="true"><i style="left:{100 * low:.1f}%;width:{max(1.0, 100 * (high - low)):.1f}%"></i>'
+        f'<b style="left:{100 * value:.1f}%"></b></span>'
+    )
+
+
+def _difference(item: Any) -> str:
+    if not isinstance(item, dict) or not finite(item.get("difference")):
+        return "–"
+    chance = f", p = {short(item['p'])}" if finite(item.get("p")) else ""
+    said = {"this": ("better", "better"), "other": ("worse", "worse")}.get(str(item.get("better")), ("", "no clear difference"))
+    return f'{item["difference"]:+.3f}{chance} <span class="{said[0]}">{said[1]}</span>'
+
+
+def before_after(run: RunData, pictures: Pictures, most: int = 8) -> str:
+    """Pictures of the same ids from the first and the last evaluation, with the figure asked for where it can be drawn."""
+    folders = [run.folder / "evaluations" / name / "pictures" for name, _ in run.evaluations]
+    folders = [folder for folder in folders if folder.is_dir()]
+    if len(folders) < 2:
+        return ""
+    first, last = folders[0], folders[-1]
+    names = sorted({f.name for f in first.glob("*.png")} & {f.name for f in last.glob("*.png")})[:most]
+    asked = _references(run.evaluations[-1][1].get("figures"), names)
+    rows = []
+    for name in names:
+        reference, prompt = asked.get(name, ("", ""))
+        cells = [picture(pictures, folder / name, f"{folder.parent.name}: {prompt or name}") for folder in (first, last)]
+        rows.append(([reference] if asked else []) + cells + [escape(prompt or name)])
+    head = (["reference"] if asked else []) + [escape(first.parent.name), escape(last.parent.name), "prompt"]
+    return f'<div class="compare">{table(head, rows)}</div>'
+
+
+def _references(spec: Any, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Picture name -> (reference as HTML, prompt), for figures that the program draws itself."""
+    if not isinstance(spec, str) or not spec.startswith("drawn:"):
+        return {}
+    from OpenSciDraw.datasets.figures import DrawnRef, list_figures
+    from OpenSciDraw.errors import UserError
+
+    try:
+        refs = list_figures(spec, max_figures=512)[0]
+    except UserError:
+        return {}
+    found = {}
+    for ref in refs:
+        if f"{ref.id}.png" in names and isinstance(ref, DrawnRef):
+            out = BytesIO()
+            ref.draw().image.save(out, "WEBP", quality=88)
+            address, alt = base64.b64encode(out.getvalue()).decode(), escape(f"Reference: {ref.caption}", quote=True)
+            found[f"{ref.id}.png"] = (_button(f"data:image/webp;base64,{address}", alt), ref.caption)
+    return found
+
+
+def settings(run: RunData, defaults: dict[str, Any]) -> str:
+    """Keys that differ from their defaults, and all of them behind a click."""
+
+    def row(key: str, value: Any) -> list[str]:
+        return [f"<code>{escape(key)}</code>", f"<code>{escape(repr(value)[:400])}</code>"]
+
+    flat = flatten(run.config)
+    head = ("key", "value")
+    changed = [row(key, value) for key, value in flat.items() if key not in defaults or defaults[key] != value]
+    every = table(head, [row(key, value) for key, value in flat.items()])
+    return f"{table(head, changed, 'Keys that differ from their defaults')}<details><summary>All keys</summary>{every}</details>"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def provenance(run: RunData) -> str:
+    """Sessions of training: versions, device, contract."""
+    made = []
+    for at, session in enumerate(run.sessions, 1):
+        flat = flatten(session)
+        rows = [[escape(key), f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"] for key, value in flat.items()]
+        shown = " open" if at == len(run.sessions) else ""
+        made.append(f"<details{shown}><summary>Session {at}</summary>{table(('what', 'value'), rows)}</details>")
+    return "".join(made)
+
+
+def exports(run: RunData) -> str:
+    rows = [[f"<code>{escape(name)}</code>", f"{size / 1e6:.2f} MB"] for name, size in run.exports]
+    return table(("file", "size"), rows, numbers=(1,)) if rows else ""
