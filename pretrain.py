@@ -77,8 +77,11 @@ def latent_statistics(folder: Path, figures: int = 512) -> tuple[Tensor, Tensor]
 def ship() -> None:
     """The trained model into the package, every weight in 16 bits."""
     folder = SHIPPED / NAME
+    card = folder / "README.md"  # the model card, written by hand
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(BASE, folder)
+    card.write_text(text, encoding="utf-8")
     weights = trained("transformer", torch.bfloat16)
     save_file(weights, folder / "transformer" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,3 +1,3 @@
 """ScienceFlow: figures -> encoded samples -> a trained adapter -> figures and numbers."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

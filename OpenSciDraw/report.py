@@ -9,41 +9,53 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.config import Config
+from pydantic import BaseModel
+
+from OpenSciDraw.config_text import all_fields
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.reporting import page
 from OpenSciDraw.reporting.charts import Line, chart, short, smoothed
-from OpenSciDraw.reporting.run_data import RunData, find_runs, is_run, read_run
+from OpenSciDraw.reporting.run_data import RunData, find_runs, finite, is_run, read_run
 
 NAME = "report.html"
 _MOST_COMPARED = 8
+_MOST_PROMPTS = 16
 
 
 def defaults() -> dict[str, Any]:
     """The defaults of all keys, dotted; keys without one are left out."""
-    found: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
-        if not field.is_required():
-            value = field.get_default(call_default_factory=True)
-            found |= page.flatten({name: value.model_dump() if hasattr(value, "model_dump") else value})
-    return found
+    optional = {name: field for name, field in all_fields().items() if not field.is_required()}
+    values = {name: field.get_default(call_default_factory=True) for name, field in optional.items()}
+    return {name: value for name, value in values.items() if not isinstance(value, BaseModel)}
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _key_facts(run: RunData) -> list[tuple[str, Any]]:
+    """What was trained on what, and how far it came."""
+    config, last = run.config, run.sessions[-1] if run.sessions else {}
+    trained = f"LoRA, rank {config.get('rank', '?')}" if config.get("use_lora", True) else "all weights"
+    held = [value for _, value in run.series("held_out_loss") if finite(value)]
+    steps = last.get("total_steps") or config.get("max_train_steps") or "?"
+    speed, dataset = run.last("images_per_second"), config["dataset"] if isinstance(config.get("dataset"), dict) else {}
+    place = "/".join(str(dataset[key]) for key in ("base_dir", "parquet_base_path", "figures") if dataset.get(key))
+    return [
+        ("model", config.get("pretrained_model_name_or_path")), ("trained", trained),
+        ("trained parameters", _number(last.get("trained_parameters"))), ("data", place), ("rows", _number(last.get("rows"))),
+        ("held-out rows", _number(last.get("held_out_rows"))), ("device", last.get("device")),
+        ("step", f"{run.last_step} of {steps}"), ("effective batch", last.get("effective_batch")),
+        ("batch of a device", None if last else config.get("train_batch_size")),
+        ("held-out loss", " → ".join(short(value) for value in dict.fromkeys([*held[:1], *held[-1:]]))),
+        ("images a second", None if speed is None else short(speed)), ("rows not readable", len(run.bad_rows) or None),
+    ]  # fmt: skip
 
 
 def run_page(run: RunData) -> str:
     """The page of one run."""
     pictures = page.Pictures()
-    config, last = run.config, run.sessions[-1] if run.sessions else {}
-    held = run.series("held_out_loss")
-    trained = "LoRA, rank " + str(config.get("rank")) if config.get("use_lora", True) else "all weights"
-    batch = last.get("effective_batch") or config.get("train_batch_size", 1) * config.get("gradient_accumulation_steps", 1)
-    speed = run.series("images_per_second")
-    pairs = [
-        ("model", config.get("pretrained_model_name_or_path")), ("trained", trained),
-        ("step", f"{run.last_step} of {config.get('max_train_steps') or '?'}"), ("effective batch", batch),
-        ("held-out loss", f"{short(held[0][1])} → {short(held[-1][1])}" if len(held) > 1 else short(held[0][1]) if held else None),
-        ("images a second", short(speed[-1][1]) if speed else None), ("rows not readable", len(run.bad_rows) or None),
-    ]  # fmt: skip
-    lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(pairs)}{page.remarks(run)}'
+    lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(_key_facts(run))}{page.remarks(run)}'
     bad = [[escape(str(row.get("id"))), escape(str(row.get("reason")))] for row in run.bad_rows[:50]]
     return page.document(f"Run {run.name}", lead, [
         ("Before and after", page.before_after(run, pictures)),
@@ -53,7 +65,7 @@ def run_page(run: RunData) -> str:
         ("Rate, speed and memory", page.pace(run)),
         ("Rows that could not be read", page.table(("row", "reason"), bad) if bad else ""),
         ("Files", page.exports(run)),
-        ("Settings", page.settings(run, defaults()) if config else ""),
+        ("Settings", page.settings(run, defaults()) if run.config else ""),
         ("Where it ran", page.provenance(run)),
     ])  # fmt: skip
 
@@ -72,14 +84,15 @@ def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
     keys = list(dict.fromkeys(key for one in flat for key in one))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
     config_rows = [[_code(key), *(_code(repr(one.get(key))[:200]) for one in flat)] for key in differing]
+    columns = range(1, len(runs) + 1)
     scores = [run.evaluations[-1][1]["metrics"] if run.evaluations else {} for run in runs]
     metrics = list(dict.fromkeys(key for one in scores for key in one))
     score_rows = [[_code(key), *(_score(one.get(key)) for one in scores)] for key in metrics]
-    head = ["", *(escape(name) for name in names)]
+    head = ["key", *(escape(name) for name in names)]
     lead = f'<p class="lead">{len(runs)} runs in {escape(str(folder))}</p>' + "".join(page.remarks(run) for run in runs)
     return page.document(f"Runs in {folder.name or folder}", lead, [
         ("Curves", f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""),
-        ("Scores of the last evaluation of each", page.table(head, score_rows) if score_rows else ""),
+        ("Scores of the last evaluation of each", page.table(head, score_rows, numbers=columns) if score_rows else ""),
         ("Last pictures", _last_pictures(both, pictures)),
         ("What their settings differ in", page.table(head, config_rows) if config_rows else "<p>All keys are equal.</p>"),
     ])  # fmt: skip
@@ -90,29 +103,31 @@ def _code(text: str) -> str:
 
 
 def _score(item: Any) -> str:
-    if not isinstance(item, dict) or item.get("value") is None:
+    if not isinstance(item, dict) or not finite(item.get("value")):
         return "–"
     ends = item.get("low"), item.get("high")
-    interval = "" if None in ends else f" ({ends[0]:.3f} to {ends[1]:.3f})"
+    interval = f" ({ends[0]:.3f} to {ends[1]:.3f})" if all(map(finite, ends)) else ""
     return f"{item['value']:.3f}{interval}"
 
 
 def _last_pictures(both: Sequence[tuple[str, RunData]], pictures: page.Pictures) -> str:
-    """One row for each prompt, one column for each run; a prompt that a run lacks leaves its cell empty."""
+    """A card for each prompt, with the picture of each run that drew it."""
     drawn: dict[str, dict[str, Path]] = {}
     for name, run in both[:_MOST_COMPARED]:
-        prompts = run.config.get("validation_prompts") or []
+        prompts = run.prompts
         for file in run.pictures[max(run.pictures)] if run.pictures else []:
             if file.stem.isdecimal() and int(file.stem) < len(prompts):
-                drawn.setdefault(str(prompts[int(file.stem)]), {})[name] = file
+                drawn.setdefault(prompts[int(file.stem)], {})[name] = file
     if not drawn:
         return ""
-    names = [name for name, _ in both[:_MOST_COMPARED]]
     rows = [
-        [escape(prompt), *(page.picture(pictures, found[n], f"{n}: {prompt}") if n in found else "–" for n in names)]
-        for prompt, found in list(drawn.items())[:16]
+        (prompt, [(name, page.picture(pictures, file, f"{name}: {prompt}")) for name, file in found.items()])
+        for prompt, found in list(drawn.items())[:_MOST_PROMPTS]
     ]
-    return f'<div class="compare">{page.table(["prompt", *(escape(name) for name in names)], rows)}</div>'
+    over = [f"the first {_MOST_COMPARED} of {len(both)} runs"] if len(both) > _MOST_COMPARED else []
+    over += [f"the first {_MOST_PROMPTS} of {len(drawn)} prompts"] if len(drawn) > _MOST_PROMPTS else []
+    note = f'<p class="lead">Shown: {", ".join(over)}.</p>' if over else ""
+    return note + page.side_by_side(rows)
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:

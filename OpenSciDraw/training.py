@@ -254,6 +254,7 @@ class Training:
             "trained_parameters": sum(p.numel() for p in self.parameters.values()), "lora_layers": len(self.layers),
             "rows": len(self.dataset), "held_out_rows": len(self.held_out),
             "contract": None if contract is None else json.loads(contract.to_json()), "versions": versions(),
+            "set_at": {name: place for name, place in self.config.provenance.items() if place != "default"},
         }  # fmt: skip
 
     def _spread(self) -> str:

@@ -86,6 +86,12 @@ def test_equal_sets_are_at_zero_and_rows_beyond_one_block_count_too() -> None:
     assert kernel_distance(x, shifted, cubic_kernel, resamples=2)[0] == pytest.approx(whole, rel=1e-9)
 
 
+def test_resamples_are_means_over_the_pairs_that_they_hold() -> None:
+    x, y = np.zeros((9, 2)), np.zeros((7, 2))
+    same = kernel_distance(x, y, lambda a, b: np.ones((len(a), len(b))), resamples=50)  # all pictures are one
+    assert same == pytest.approx((0, 0, 0), abs=1e-12)
+
+
 def test_small_sets_of_one_distribution_are_at_zero_on_average() -> None:
     chance = np.random.default_rng(3)
     values = [kernel_distance(*chance.normal(size=(2, 20, 16)), cubic_kernel, resamples=2)[0] for _ in range(300)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 
 from OpenSciDraw.config import EvaluateConfig
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.datasets.drawn import KINDS, draw_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation import judge
 from OpenSciDraw.evaluation.base import NotScored
@@ -69,6 +71,16 @@ def says(text: str | dict) -> Callable[[BaseHTTPRequestHandler, dict], None]:
     return lambda handler, body: send(
         handler, 200, json.dumps({"choices": [{"message": {"content": content}}], "usage": {"total_tokens": 7}}).encode()
     )
+
+
+def drips(handler: BaseHTTPRequestHandler, body: dict) -> None:
+    """Sends a byte now and then, so that no single read runs into its time limit."""
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(20):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
 
 
 def fails(status: int, **headers: str) -> Callable[[BaseHTTPRequestHandler, dict], None]:
@@ -148,6 +160,12 @@ def test_direction_counts_unless_it_is_switched_off(serve: Any, tmp_path: Path) 
     make(server, tmp_path, judge_arrow_direction=False).score(picture(), example())
     told = [body["messages"][0]["content"] for _, body in server.bodies]
     assert "wrong way is a critical error" in told[0] and "wrong way is no error" in told[1]
+    reversed_arrow = {**FAULTLESS, "arrows": [{**error(1, "critical"), "direction": True}]}
+    server = serve(says(reversed_arrow))
+    assert make(server, tmp_path / "a").score(picture(), example())["arrows"] == (0.0, 1.0)
+    assert make(server, tmp_path / "b", judge_arrow_direction=False).score(picture(), example())["arrows"] == (1.0, 1.0)
+    missing = {**FAULTLESS, "arrows": [error(1, "critical")]}
+    assert parse_answer(json.dumps(missing), RUBRIC, directed=False)["arrows"] == [1.0]
 
 
 def test_a_failed_call_is_tried_again(serve: Any, tmp_path: Path) -> None:
@@ -182,6 +200,22 @@ def test_a_refused_request_is_not_tried_again(serve: Any, tmp_path: Path) -> Non
     assert len(server.bodies) == 1
 
 
+def test_a_model_that_takes_no_temperature_is_asked_without(serve: Any, tmp_path: Path) -> None:
+    unsupported = b'{"error": {"message": "temperature does not support 0"}}'
+    server = serve(lambda handler, body: send(handler, 400, unsupported), says(FAULTLESS))
+    judging = make(server, tmp_path, judge_retries=0)
+    assert judging.score(picture(), example())["text"] == (1.0, 1.0)
+    judging.score(picture(), example(prompt="another"))
+    assert ["temperature" in body for _, body in server.bodies] == [True, False, False]
+
+
+def test_a_refusal_says_why_but_not_with_the_key(serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda handler, body: send(handler, 400, f"no model 'eye' for {KEY}".encode()))
+    with pytest.raises(NotScored, match="no model 'eye'") as caught:
+        make(server, tmp_path).score(picture(), example())
+    assert KEY not in str(caught.value)
+
+
 def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
     server = serve(says(FAULTLESS))
     for _ in range(2):
@@ -194,6 +228,20 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
     assert {item["usage"]["total_tokens"] for item in kept} == {7}
 
 
+def test_two_threads_may_keep_the_same_answer_and_a_spoilt_file_is_asked_again(serve: Any, tmp_path: Path) -> None:
+    server = serve(says({**FAULTLESS, "note": "half a pair: \ud83d"}))
+    judging = make(server, tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda number: judging.score(picture(), example(id=f"e{number}")), range(16)))
+    assert all(score["text"] == (1.0, 1.0) for score in scores)
+    (file,) = (tmp_path / "judge").iterdir()
+    asked = len(server.bodies)
+    for spoilt in ("", "[]", '{"text": "perfect"}'):
+        file.write_text(spoilt)
+        judging.score(picture(), example())
+    assert len(server.bodies) == asked + 3
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -201,6 +249,8 @@ def test_an_answer_is_paid_for_once(serve: Any, tmp_path: Path) -> None:
         json.dumps({**FAULTLESS, "text": "none"}), json.dumps({**FAULTLESS, "arrows": [error(2, "critical")]}),
         json.dumps({**FAULTLESS, "arrows": [error(1, "minor")]}),
         json.dumps({**FAULTLESS, "arrows": [{"item": True, "severity": "critical"}]}),
+        json.dumps({**FAULTLESS, "arrows": [{"item": 1, "severity": ["critical"]}]}),
+        json.dumps({**FAULTLESS, "arrows": ["critical"]}), "{" * 900 + "}" * 900,
     ],
 )  # fmt: skip
 def test_an_answer_that_is_no_judgement_is_refused(text: str) -> None:
@@ -217,6 +267,7 @@ def test_a_huge_answer_and_a_hanging_server_are_failures(serve: Any, tmp_path: P
     for step, said in (
         (lambda h, b: send(h, 200, b"x" * 20_000), "more than 10000 bytes"),
         (lambda h, b: time.sleep(1.5), "no answer"),
+        (drips, "too long"),
         (lambda h, b: h.wfile.close(), "no answer"),
         (lambda h, b: send(h, 302, b"", Location="http://127.0.0.1:1/"), "HTTP 302"),
     ):
@@ -240,8 +291,23 @@ def test_a_key_does_not_travel_unencrypted(serve: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unencrypted"):
         Judge(EvaluateConfig.model_validate(settings), tmp_path)
     Judge(EvaluateConfig.model_validate({**settings, "judge_url": "https://judge.example.com/v1"}), tmp_path)
-    with pytest.raises(UserError, match="give an address"):
-        Judge(EvaluateConfig.model_validate({**settings, "judge_url": "file:///etc/passwd"}), tmp_path)
+    for url in ("file:///etc/passwd", "https://me:pass-word@host/v1", "https://host/v1?key=pass-word", "https://[::1/v1"):
+        with pytest.raises(UserError, match="give an address") as caught:
+            Judge(EvaluateConfig.model_validate({**settings, "judge_url": url}), tmp_path)
+        assert "pass-word" not in str(caught.value)
+
+
+def test_a_key_with_a_line_end_works_and_one_that_no_header_carries_is_not_quoted(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(says(FAULTLESS))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")
+    make(server, tmp_path).score(picture(), example())
+    assert server.headers_seen[0]["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(UserError, match="no header can carry") as caught:
+        make(server, tmp_path)
+    assert KEY not in str(caught.value)
 
 
 def test_without_a_rubric_the_ground_truth_makes_one() -> None:
@@ -249,7 +315,33 @@ def test_without_a_rubric_the_ground_truth_makes_one() -> None:
     made = rubric_of(example(rubric=None, truth=figure.truth))
     assert len(made["components"]) == len(figure.truth["components"]) and len(made["text"]) == len(figure.truth["labels"])
     assert made["arrows"][0].startswith("an arrow from '")
+    assert rubric_of(example(rubric=None, truth=figure.truth), directed=False)["arrows"][0].startswith("a line between '")
     assert rubric_of(example(rubric=None, truth=None)) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_drawn_kind_makes_a_rubric_without_empty_names(kind: str) -> None:
+    made = rubric_of(example(rubric=None, truth=draw_figure(3, 0, 512, kind).truth))
+    assert not any("''" in item or "None" in item for items in made.values() for item in items)
+
+
+def test_the_published_form_of_a_rubric_is_read() -> None:
+    entry = {
+        "index": 0,
+        "stage1_abstraction": {
+            "components": [{"name": "Encoder", "description": "a blue box", "importance": "primary"}],
+            "arrows": [{"source": "Input", "target": "Encoder", "label": None}, {"source": "A", "target": "B", "label": "x"}],
+            "text_labels": [{"text": "Encoder", "location": "in the box"}, {"text": "Input"}],
+        },
+    }
+    made = rubric_of(example(rubric=entry))
+    assert made == rubric_of(example(rubric=entry["stage1_abstraction"]))
+    assert made == {
+        "components": ["Encoder: a blue box"],
+        "arrows": ["an arrow from 'Input' to 'Encoder'", "an arrow from 'A' to 'B', labelled 'x'"],
+        "text": ["the text 'Encoder' (in the box)", "the text 'Input'"],
+    }
+    assert rubric_of(example(rubric=entry), directed=False)["arrows"][0] == "a line between 'Input' and 'Encoder'"
 
 
 def test_a_wrong_rubric_is_an_error_that_names_the_example() -> None:

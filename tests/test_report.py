@@ -39,7 +39,8 @@ def make_run(folder: Path, steps: int = 60, rate: float = 1e-4, **config: Any) -
         pictures.mkdir(parents=True)
         for index in range(2):
             Image.new("RGB", (64, 48), (step * 4, 100, index * 99)).save(pictures / f"{index:02d}.png")
-    session = {"device": "cpu", "versions": {"torch": "2.x"}, "contract": {"family": "F"}}
+    session = {"device": "cpu", "versions": {"torch": "2.x"}, "contract": {"family": "F"}, "trained_parameters": 12345,
+               "effective_batch": 6, "set_at": {"learning_rate": "my.py:7"}}  # fmt: skip
     (folder / "run.json").write_text(json.dumps({"sessions": [session]}))
     return folder
 
@@ -50,6 +51,7 @@ def evaluate(folder: Path, name: str, other: str | None = None, created: str = "
     Image.new("RGB", (32, 32), "blue").save(place / "drawn-small-9-0000000-128px.png")
     compared = {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.0002, "better": "this"}
     found = {"name": name, "created": created, "figures": "drawn:4:seed=9:style=small", "metrics": {"structure/arrows": SCORE},
+             "failures": [{"id": EVIL, "metric": "structure", "reason": "no such file"}], "not_applicable": {"structure": 3},
              "comparison": other and {"other": other, "metrics": {"structure/arrows": compared}}}  # fmt: skip
     (place.parent / "evaluation.json").write_text(json.dumps(found))
 
@@ -68,14 +70,17 @@ def test_the_page_needs_no_network_and_holds_what_the_run_holds(tmp_path: Path) 
     html = text_of(run)
     assert not re.findall(r"(?:src|href)\s*=\s*\"(?!data:|#)[^\"]*\"", html) and "@import" not in html and "url(" not in html
     for wanted in ("Training loss", "Held-out loss by noise level", "Learning rate", "Throughput", "Peak memory", "Step 40",
-                   "adapter.safetensors", "row-7", "0.850 to 0.940", "+0.200", "p = 2e-4", "Before and after", "Reference:",
-                   "torch", "family", "learning_rate", "Structure of validation pictures"):  # fmt: skip
+                   "adapter.safetensors", "row-7", "0.850 to 0.940", "+0.200 (+0.100 to +0.300)", "p = 2e-4", "Before and after", "Reference:",
+                   "torch", "family", "learning_", "my.py:7", "12,345", "effective batch", "no such file",
+                   "does not apply to 3 examples", "Structure of validation pictures"):  # fmt: skip
         assert wanted in html, wanted
     assert "better" in html and html.count("data:image/webp") >= 6
 
 
 def test_what_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
-    html = text_of(make_run(tmp_path / "run", run_name=EVIL))
+    run = make_run(tmp_path / "run", run_name=EVIL)
+    evaluate(run, "before")
+    html = text_of(run)
     assert "<script>alert(1)" not in html and "&lt;script&gt;alert(1)" in html
     assert html.count("<script>") == 1
 
@@ -109,10 +114,17 @@ def test_a_page_is_made_whatever_is_missing(tmp_path: Path, gone: str) -> None:
 def test_broken_lines_not_a_number_and_broken_pictures_are_remarks(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 70, "train_loss": NaN}\n{"step": 80, "train_lo')
+        file.write('{"step": 70, "train_loss": NaN, "images_per_second": NaN}\n{"step": 80, "train_lo')
     (run / "validation_images" / "step_000040" / "01.png").write_bytes(b"no picture")
     html = text_of(run)
     assert "1 line(s) could not be read" in html and "This picture cannot be read" in html and "NaN" not in html
+    assert "train_loss is not a finite number at 1 step(s), the first of them 70" in html and "nan<" not in html
+
+
+def test_a_key_that_has_its_default_is_not_listed_as_changed(tmp_path: Path) -> None:
+    dataset = {"type": "ArXiVParquetDatasetV2", "base_dir": "d", "num_workers": None, "stat_data": True}
+    changed = text_of(make_run(tmp_path / "run", dataset=dataset)).split("<summary>All keys")[0]
+    assert "stat_<wbr>data" in changed and "num_<wbr>workers" not in changed
 
 
 def test_a_folder_of_runs_is_compared(tmp_path: Path) -> None:
@@ -165,11 +177,12 @@ def test_a_browser_runs_the_page_without_an_error(tmp_path: Path) -> None:
       slider.value = 0; slider.dispatchEvent(new Event("input"));
       const button = document.querySelector("[data-step]:not(.hidden) button.picture"); button.focus(); button.click();
       const open = document.querySelector("dialog").open; document.querySelector("dialog button").click();
-      document.title = JSON.stringify([document.querySelector("output").textContent, open, document.activeElement === button]);
+      document.title = JSON.stringify([document.querySelector("output").textContent, open, document.activeElement === button,
+        performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length]);
     </script></body>"""
     file.write_text(file.read_text().replace("</body>", probe))
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None and json.loads(title[1].replace("&quot;", '"')) == ["step 0", True, True]
+    assert title is not None and json.loads(title[1].replace("&quot;", '"')) == ["step 0", True, True, 0]
     assert "CONSOLE" not in done.stderr, done.stderr

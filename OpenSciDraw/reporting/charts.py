@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 28, 14, 42
 COLOURS = 8  # classes c0 to c7 of page.css, after Okabe and Ito's palette for colour-blind readers
 _MOST_POINTS = 600
 
@@ -23,7 +23,7 @@ class Line:
     faint: bool = False
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers from `low` to `high`."""
     span = high - low
     if span <= 0:
@@ -87,7 +87,7 @@ def chart(title: str, lines: Sequence[Line], y_label: str, x_label: str = "step"
     grid = _grid(x_low, x_high, low, high, log, at, x_label, y_label)
     paths, legend, data = [], [], []
     for index, (line, points) in enumerate(drawn):
-        name = f"c{index % COLOURS}" + (" faint" if line.faint else "")
+        name = f"c{index % COLOURS}" + (" faint" if line.faint else "") + (" again" if index >= COLOURS else "")
         spots = [at(x, y) for x, y in points]
         if len(spots) == 1:
             paths.append(f'<circle class="dot {name}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="3.5"/>')

@@ -38,6 +38,7 @@ for (const series of document.querySelectorAll("[data-series]")) {
   shown.htmlFor.add("step");
   bar.append(label, slider, shown);
   series.prepend(bar);
+  for (const step of steps) step.querySelector("h3").classList.add("hidden");
   const show = () => {
     steps.forEach((step, index) => step.classList.toggle("hidden", index !== Number(slider.value)));
     shown.textContent = `step ${steps[slider.value].dataset.step}`;

@@ -28,7 +28,8 @@ class Pictures:
         self.left = limit
         self._known: dict[Path, str | None] = {}
 
-    def address(self, file: Path) -> str | None:
+    def image(self, file: Path) -> str | None:
+        """Attributes of an img element: address, width, height. None: the file cannot be read."""
         if file not in self._known:
             self._known[file] = self._encode(file)
         return self._known[file]
@@ -41,24 +42,37 @@ class Pictures:
                 image = picture.convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError):
             return None
-        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-        out = BytesIO()
-        image.save(out, "WEBP", quality=88, method=3)
-        self.left -= out.tell()
-        return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+        attributes = _attributes(image)
+        self.left -= len(attributes)
+        return attributes
+
+
+def _attributes(image: Image.Image) -> str:
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    out = BytesIO()
+    image.save(out, "WEBP", quality=88, method=3)
+    address = base64.b64encode(out.getvalue()).decode()
+    return f'src="data:image/webp;base64,{address}" width="{image.width}" height="{image.height}"'
 
 
 def picture(pictures: Pictures, file: Path, description: str) -> str:
-    address = pictures.address(file)
-    if address is None:
-        return '<p class="lead">This picture cannot be read.</p>'
+    attributes = pictures.image(file)
+    return '<p class="lead">This picture cannot be read.</p>' if attributes is None else _button(attributes, description)
+
+
+def _button(attributes: str, description: str) -> str:
     alt = escape(description, quote=True)
-    return _button(address, alt)
-
-
-def _button(address: str, alt: str) -> str:
-    image = f'<img src="{address}" alt="{alt}" loading="lazy">'
+    image = f'<img {attributes} alt="{alt}" decoding="async">'
     return f'<button class="picture" type="button" aria-label="Enlarge: {alt}">{image}</button>'
+
+
+def side_by_side(rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """Pictures of one prompt beside each other, in a card of their own; `rows`: (prompt, [(name, picture as HTML), ...])."""
+    cards = []
+    for prompt, named in rows:
+        figures = "".join(f"<figure>{html}<figcaption>{escape(name)}</figcaption></figure>" for name, html in named)
+        cards.append(f'<li><p>{escape(prompt)}</p><div class="row">{figures}</div></li>')
+    return f'<ul class="cards">{"".join(cards)}</ul>'
 
 
 def document(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
@@ -96,8 +110,10 @@ def remarks(run: RunData) -> str:
     return '<div class="remarks" role="note">' + "".join(f"<p>{escape(text)}</p>" for text in run.remarks) + "</div>"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numbers: Sequence[int] = ()) -> str:
-    """Cells are HTML; `numbers` are the columns that are aligned to the right."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numbers: Sequence[int] = (), kind: str = ""
+) -> str:
+    """Cells are HTML; `numbers` are the columns that are aligned to the right; `kind` is a class of page.css."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         scope = ' scope="col"' if tag == "th" else ""
@@ -106,7 +122,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     top = f"<thead><tr>{cells('th', head)}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table>{said}{top}<tbody>{body}</tbody></table></div>'
+    label = escape(caption or "Table: " + ", ".join(filter(None, head)), quote=True)
+    inner = f'<table class="{kind}">{said}{top}<tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{label}">{inner}</div>'
 
 
 def curves(run: RunData) -> str:
@@ -153,8 +171,9 @@ def samples(run: RunData, pictures: Pictures) -> str:
     steps = sorted(run.pictures)
     if not steps:
         return ""
-    prompts = run.config.get("validation_prompts") or []
-    order = [steps[-1], steps[0], *reversed(steps[1:-1])]
+    prompts = run.prompts
+    halves = [2**k for k in range(len(steps).bit_length(), -1, -1)]  # what there is room for is spread over the steps
+    order = [steps[-1], *(step for stride in halves for step in steps[::stride])]
     shown: dict[int, str] = {}
     for step in dict.fromkeys(order):
         if pictures.left < 0 and len(shown) >= 2:
@@ -162,7 +181,7 @@ def samples(run: RunData, pictures: Pictures) -> str:
         cells = []
         for file in run.pictures[step]:
             number = int(file.stem) if file.stem.isdecimal() else None
-            prompt = str(prompts[number]) if number is not None and number < len(prompts) else file.stem
+            prompt = prompts[number] if number is not None and number < len(prompts) else file.stem
             button = picture(pictures, file, f"Step {step}: {prompt}")
             said = f'<figcaption title="{escape(prompt, quote=True)}">{escape(prompt)}</figcaption>'
             cells.append(f"<figure>{button}{said}</figure>")
@@ -189,8 +208,29 @@ def _evaluation(name: str, found: dict[str, Any]) -> str:
     head = ["metric", "value", "95 % interval", "", "examples", "failures"]
     if other:
         head.append(f"against {escape(str((compared or {}).get('other', 'the other')))}")
+    return f"<h3>{escape(name)}</h3>" + table(head, rows, _about(found), (1, 2, 4, 5)) + _failures(found.get("failures"))
+
+
+def _about(found: dict[str, Any]) -> str:
+    """What was evaluated, in a line."""
+    asked = found["settings"] if isinstance(found.get("settings"), dict) else {}
     about = [str(found[key]) for key in ("figures", "weights") if found.get(key)]
-    return f"<h3>{escape(name)}</h3>" + table(head, rows, ", ".join(about), (1, 2, 4, 5))
+    about += [f"step {found['step']}"] if found.get("step") is not None else []
+    about += [f"{asked['steps']} sampling steps"] if asked.get("steps") else []
+    about += [f"guidance {asked['guidance']}"] if asked.get("guidance") is not None else []
+    about += [f"{short(found['seconds_per_picture'])} s a picture"] if finite(found.get("seconds_per_picture")) else []
+    absent = found["not_applicable"] if isinstance(found.get("not_applicable"), dict) else {}
+    about += [f"{name} does not apply to {count} examples" for name, count in absent.items() if count]
+    return ", ".join(about)
+
+
+def _failures(failures: Any, most: int = 50) -> str:
+    """Pictures that counted as wrong because they were missing or could not be scored."""
+    found = [item for item in failures if isinstance(item, dict)] if isinstance(failures, list) else []
+    if not found:
+        return ""
+    rows = [[escape(str(item.get(key, ""))) for key in ("id", "metric", "reason")] for item in found[:most]]
+    return f"<details><summary>Failures: {len(found)}</summary>{table(('picture', 'metric', 'reason'), rows)}</details>"
 
 
 def _number(value: Any) -> str:
@@ -217,9 +257,10 @@ def _bar(item: dict[str, Any]) -> str:
 def _difference(item: Any) -> str:
     if not isinstance(item, dict) or not finite(item.get("difference")):
         return "–"
+    ends = f" ({item['low']:+.3f} to {item['high']:+.3f})" if finite(item.get("low")) and finite(item.get("high")) else ""
     chance = f", p = {short(item['p'])}" if finite(item.get("p")) else ""
     said = {"this": ("better", "better"), "other": ("worse", "worse")}.get(str(item.get("better")), ("", "no clear difference"))
-    return f'{item["difference"]:+.3f}{chance} <span class="{said[0]}">{said[1]}</span>'
+    return f'<span class="keep">{item["difference"]:+.3f}{ends}{chance} <span class="{said[0]}">{said[1]}</span></span>'
 
 
 def before_after(run: RunData, pictures: Pictures, most: int = 8) -> str:
@@ -233,11 +274,10 @@ def before_after(run: RunData, pictures: Pictures, most: int = 8) -> str:
     asked = _references(run.evaluations[-1][1].get("figures"), names)
     rows = []
     for name in names:
-        reference, prompt = asked.get(name, ("", ""))
-        cells = [picture(pictures, folder / name, f"{folder.parent.name}: {prompt or name}") for folder in (first, last)]
-        rows.append(([reference] if asked else []) + cells + [escape(prompt or name)])
-    head = (["reference"] if asked else []) + [escape(first.parent.name), escape(last.parent.name), "prompt"]
-    return f'<div class="compare">{table(head, rows)}</div>'
+        reference, prompt = asked.get(name, ("", name))
+        named = [(f.parent.name, picture(pictures, f / name, f"{f.parent.name}: {prompt}")) for f in (first, last)]
+        rows.append((prompt, ([("reference", reference)] if reference else []) + named))
+    return side_by_side(rows) if rows else ""
 
 
 def _references(spec: Any, names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -254,24 +294,27 @@ def _references(spec: Any, names: Sequence[str]) -> dict[str, tuple[str, str]]:
     found = {}
     for ref in refs:
         if f"{ref.id}.png" in names and isinstance(ref, DrawnRef):
-            out = BytesIO()
-            ref.draw().image.save(out, "WEBP", quality=88)
-            address, alt = base64.b64encode(out.getvalue()).decode(), escape(f"Reference: {ref.caption}", quote=True)
-            found[f"{ref.id}.png"] = (_button(f"data:image/webp;base64,{address}", alt), ref.caption)
+            found[f"{ref.id}.png"] = (_button(_attributes(ref.draw().image), f"Reference: {ref.caption}"), ref.caption)
     return found
 
 
 def settings(run: RunData, defaults: dict[str, Any]) -> str:
-    """Keys that differ from their defaults, and all of them behind a click."""
+    """Keys that differ from their defaults, where they were set, and all keys behind a click."""
+    places = run.sessions[-1].get("set_at") if run.sessions else None
+    places = places if isinstance(places, dict) else {}
 
-    def row(key: str, value: Any) -> list[str]:
-        return [f"<code>{escape(key)}</code>", f"<code>{escape(repr(value)[:400])}</code>"]
+    def row(key: str, value: Any, unset: str = "default") -> list[str]:
+        text, name = repr(value), escape(key).replace("_", "_<wbr>").replace(".", ".<wbr>")
+        cells = [f"<code>{name}</code>", f"<code>{escape(text if len(text) <= 400 else text[:400] + ' …')}</code>"]
+        return cells + ([escape(str(places.get(key, unset)))] if places else [])
 
     flat = flatten(run.config)
-    head = ("key", "value")
-    changed = [row(key, value) for key, value in flat.items() if key not in defaults or defaults[key] != value]
-    every = table(head, [row(key, value) for key, value in flat.items()])
-    return f"{table(head, changed, 'Keys that differ from their defaults')}<details><summary>All keys</summary>{every}</details>"
+    head = ("key", "value", "set at") if places else ("key", "value")
+    follows = "follows from other keys"
+    changed = [row(key, value, follows) for key, value in flat.items() if key not in defaults or defaults[key] != value]
+    every = table(head, [row(key, value) for key, value in flat.items()], kind="pairs")
+    few = table(head, changed, "Keys that differ from their defaults", kind="pairs")
+    return f"{few}<details><summary>All keys</summary>{every}</details>"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -288,10 +331,11 @@ def provenance(run: RunData) -> str:
     """Sessions of training: versions, device, contract."""
     made = []
     for at, session in enumerate(run.sessions, 1):
-        flat = flatten(session)
+        flat = flatten({key: value for key, value in session.items() if key != "set_at"})
         rows = [[escape(key), f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"] for key, value in flat.items()]
         shown = " open" if at == len(run.sessions) else ""
-        made.append(f"<details{shown}><summary>Session {at}</summary>{table(('what', 'value'), rows)}</details>")
+        inner = table(("what", "value"), rows, kind="pairs")
+        made.append(f"<details{shown}><summary>Session {at}: {escape(str(session.get('started', '')))}</summary>{inner}</details>")
     return "".join(made)
 
 

@@ -33,6 +33,16 @@ class RunData:
         return str(self.config.get("run_name") or f"{self.folder.parent.name}/{self.folder.name}".strip("/"))
 
     @property
+    def prompts(self) -> list[str]:
+        """Those of the validation pictures."""
+        given = self.config.get("validation_prompts")
+        return [str(prompt) for prompt in given] if isinstance(given, (list, tuple)) else []
+
+    def last(self, key: str) -> float | None:
+        """The newest value of a metric that is a number."""
+        return next((value for _, value in reversed(self.series(key)) if math.isfinite(value)), None)
+
+    @property
     def last_step(self) -> int:
         return max((int(line["step"]) for line in self.metrics if isinstance(line.get("step"), int)), default=0)
 
@@ -86,6 +96,10 @@ def read_run(folder: Path) -> RunData:
     export = folder / "export"
     found_files = [*folder.glob("*.safetensors"), *(export.rglob("*.safetensors") if export.is_dir() else [])]
     run.exports = [(str(f.relative_to(folder)), f.stat().st_size) for f in sorted(found_files)]
+    for key in run.keys(""):
+        wrong = [step for step, value in run.series(key) if not math.isfinite(value)]
+        if wrong:
+            run.remarks.append(f"{key} is not a finite number at {len(wrong)} step(s), the first of them {wrong[0]:.0f}.")
     if not run.pictures:
         run.remarks.append("This run has drawn no validation pictures.")
     if not run.metrics:

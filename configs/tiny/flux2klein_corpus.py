@@ -10,6 +10,8 @@ _base_ = "flux2klein_demo.py"
 
 encode = dict(figures=None)  # a folder, .jsonl, .csv or .parquet: give it by --cfg_options encode.figures=...
 dataset = dict(base_dir="runs/corpus")
+train_batch_size = 4
+learning_rate = 5e-4
 max_train_steps = 200
 held_out_examples = 16
 model_output_dir = "runs/corpus/train"
