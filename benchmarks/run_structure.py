@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -113,9 +113,9 @@ CASES: dict[str, Callable[[DrawnFigure, np.random.Generator], Spoiled]] = {
 }  # fmt: skip
 
 
-def measure(pairs: list[tuple[Spoiled, tuple[int, int]]]) -> dict[str, float]:
-    hits: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
+def measure(pairs: Iterable[tuple[Spoiled, tuple[int, int]]]) -> dict[str, float]:
+    hits: defaultdict[str, float] = defaultdict(float)
+    totals: defaultdict[str, float] = defaultdict(float)
     for (picture, truth), (width, height) in pairs:
         for name, (hit, total) in score_structure(picture, SimpleNamespace(truth=truth, width=width, height=height)).items():
             hits[name] += hit
