@@ -20,6 +20,10 @@ from OpenSciDraw.reporting.run_data import RunData, find_runs, finite, is_run, r
 NAME = "report.html"
 _MOST_COMPARED = 8
 _MOST_PROMPTS = 16
+_LAST_VALUES = (
+    ("step", "step"), ("held_out_loss", "held-out loss"), ("train_loss", "training loss"),
+    ("images_per_second", "images a second"), ("memory_gb", "peak memory, GB"),
+)  # fmt: skip
 
 
 def defaults() -> dict[str, Any]:
@@ -55,7 +59,7 @@ def _key_facts(run: RunData) -> list[tuple[str, Any]]:
 def run_page(run: RunData) -> str:
     """The page of one run."""
     pictures = page.Pictures()
-    lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(_key_facts(run))}{page.remarks(run)}'
+    lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(_key_facts(run))}{page.remarks(run.remarks)}'
     bad = [[escape(str(row.get("id"))), escape(str(row.get("reason")))] for row in run.bad_rows[:50]]
     return page.document(f"Run {run.name}", lead, [
         ("Before and after", page.before_after(run, pictures)),
@@ -88,14 +92,23 @@ def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
     scores = [run.evaluations[-1][1]["metrics"] if run.evaluations else {} for run in runs]
     metrics = list(dict.fromkeys(key for one in scores for key in one))
     score_rows = [[_code(key), *(_score(one.get(key)) for one in scores)] for key in metrics]
+    last = [[label, *(_last(run, key) for run in runs)] for key, label in _LAST_VALUES]
+    last = [row for row in last if set(row[1:]) != {"–"}]
     head = ["key", *(escape(name) for name in names)]
-    lead = f'<p class="lead">{len(runs)} runs in {escape(str(folder))}</p>' + "".join(page.remarks(run) for run in runs)
+    found = [f"{name}: {text}" for name, run in both for text in run.remarks]
+    lead = f'<p class="lead">{len(runs)} runs in {escape(str(folder))}</p>{page.remarks(found)}'
     return page.document(f"Runs in {folder.name or folder}", lead, [
         ("Curves", f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""),
+        ("Last values", page.table(head, last, numbers=columns) if last else ""),
         ("Scores of the last evaluation of each", page.table(head, score_rows, numbers=columns) if score_rows else ""),
         ("Last pictures", _last_pictures(both, pictures)),
         ("What their settings differ in", page.table(head, config_rows) if config_rows else "<p>All keys are equal.</p>"),
     ])  # fmt: skip
+
+
+def _last(run: RunData, key: str) -> str:
+    value = float(run.last_step) if key == "step" else run.last(key)
+    return "–" if value is None else short(value)
 
 
 def _code(text: str) -> str:

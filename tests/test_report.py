@@ -70,8 +70,8 @@ def test_the_page_needs_no_network_and_holds_what_the_run_holds(tmp_path: Path) 
     html = text_of(run)
     assert not re.findall(r"(?:src|href)\s*=\s*\"(?!data:|#)[^\"]*\"", html) and "@import" not in html and "url(" not in html
     for wanted in ("Training loss", "Held-out loss by noise level", "Learning rate", "Throughput", "Peak memory", "Step 40",
-                   "adapter.safetensors", "row-7", "0.850 to 0.940", "+0.200 (+0.100 to +0.300)", "p = 2e-4", "Before and after", "Reference:",
-                   "torch", "family", "learning_", "my.py:7", "12,345", "effective batch", "no such file",
+                   "adapter.safetensors", "row-7", "0.850 to 0.940", "+0.200 (+0.100 to +0.300)", "p = 2e-4", "Before and after",
+                   "Reference:", "torch", "family", "learning_", "my.py:7", "12,345", "effective batch", "no such file",
                    "does not apply to 3 examples", "Structure of validation pictures"):  # fmt: skip
         assert wanted in html, wanted
     assert "better" in html and html.count("data:image/webp") >= 6
@@ -130,8 +130,11 @@ def test_a_key_that_has_its_default_is_not_listed_as_changed(tmp_path: Path) -> 
 def test_a_folder_of_runs_is_compared(tmp_path: Path) -> None:
     for name, rate in (("a", 1e-4), ("b", 3e-4)):
         evaluate(make_run(tmp_path / "runs" / name, rate=rate), "test")
+    shutil.rmtree(tmp_path / "runs" / "b" / "validation_images")
     html = text_of(tmp_path / "runs")
+    assert "b: This run has drawn no validation pictures." in html and "peak memory, GB" in html
     assert "2 runs in" in html and "0.0003" in html and "0.900 (0.850 to 0.940)" in html
+    assert "<script>alert(1)" not in html and "&lt;script&gt;alert(1)" in html
     differing = html.split("What their settings differ in")[-1]
     assert "learning_rate" in differing and "<code>rank</code>" not in differing
 
@@ -176,13 +179,17 @@ def test_a_browser_runs_the_page_without_an_error(tmp_path: Path) -> None:
       const slider = document.querySelector("input[type=range]");
       slider.value = 0; slider.dispatchEvent(new Event("input"));
       const button = document.querySelector("[data-step]:not(.hidden) button.picture"); button.focus(); button.click();
+      const chart = document.querySelector("svg[data-lines]"), box = chart.getBoundingClientRect();
+      chart.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2, clientY: box.top + 50}));
+      const tip = document.querySelector(".tip:not([hidden])").getBoundingClientRect();
       const open = document.querySelector("dialog").open; document.querySelector("dialog button").click();
       document.title = JSON.stringify([document.querySelector("output").textContent, open, document.activeElement === button,
+        tip.top >= box.top && tip.bottom <= box.bottom,
         performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length]);
     </script></body>"""
     file.write_text(file.read_text().replace("</body>", probe))
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None and json.loads(title[1].replace("&quot;", '"')) == ["step 0", True, True, 0]
+    assert title is not None and json.loads(title[1].replace("&quot;", '"')) == ["step 0", True, True, True, 0]
     assert "CONSOLE" not in done.stderr, done.stderr

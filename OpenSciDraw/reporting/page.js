@@ -22,9 +22,9 @@ for (const svg of document.querySelectorAll("svg[data-lines]")) {
     add(`${svg.dataset.x} ${first[0]}`);
     lines.forEach((line, index) => { if (near[index][0] === first[0]) add(`${line.name}: ${Number(near[index][1].toPrecision(4))}`); });
     tip.hidden = false;
-    const left = event.clientX - figure.getBoundingClientRect().left;
+    const frame = figure.getBoundingClientRect(), left = event.clientX - frame.left;
     tip.style.left = `${Math.max(4, Math.min(left + 14, figure.clientWidth - tip.offsetWidth - 4))}px`;
-    tip.style.top = `${svg.offsetTop + 16}px`;
+    tip.style.top = `${box.top - frame.top + 16}px`;
   });
 }
 // Pictures by step: without this script all steps are shown one below the other.

@@ -104,10 +104,9 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> str:
     return f'<dl class="facts">{shown}</dl>' if shown else ""
 
 
-def remarks(run: RunData) -> str:
-    if not run.remarks:
-        return ""
-    return '<div class="remarks" role="note">' + "".join(f"<p>{escape(text)}</p>" for text in run.remarks) + "</div>"
+def remarks(texts: Sequence[str]) -> str:
+    inner = "".join(f"<p>{escape(text)}</p>" for text in texts)
+    return f'<div class="remarks" role="note">{inner}</div>' if inner else ""
 
 
 def table(
@@ -134,11 +133,11 @@ def curves(run: RunData) -> str:
         chart("Training loss", [Line("as logged", loss, faint=True), Line("smoothed", smoothed(loss))], "loss", log=True),
         chart("Held-out loss", [Line("held out", run.series("held_out_loss"))], "loss"),
         chart(
-            "Held-out loss by noise level",
+            "Held-out loss by noise level: quantiles of σ, 0.9 is nearly noise",
             [Line(f"quantile {key.removeprefix('held_out_loss_q')}", run.series(key)) for key in bins], "loss", log=True,
         ),
         chart(
-            "Training loss by noise level σ",
+            "Training loss by noise level σ, every second bin",
             [Line(f"σ {key.removeprefix('loss_sigma_')}", smoothed(run.series(key), 0.1)) for key in sigmas],
             "loss", log=True,
         ),
