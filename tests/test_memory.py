@@ -246,7 +246,7 @@ def test_a_lora_on_an_int8_base_trains_end_to_end_and_validates_on_either_base(r
     pictures, held_out = {}, {}
     for name, unquantized in (("int8", False), ("unquantized", True)):
         out = tmp_path / name
-        run(model_output_dir=str(out), quantization="int8", validate_unquantized=unquantized, learning_rate=1e-2, max_train_steps=4,
+        run(model_output_dir=str(out), quantization="int8", validate_unquantized=unquantized, learning_rate=5e-3, max_train_steps=8,
             validation_prompts=["a red box"], resolution_list=[[64, 64]])  # fmt: skip
         pictures[name] = (out / "validation_images" / "step_000000" / "00.png").read_bytes()
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -533,7 +533,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing_behind(tmp_path: Pat
     running = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "out").glob(".work/*/source/*")):
         assert running.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.002)
     start = time.monotonic()
     running.send_signal(signal.SIGINT)
     running.wait(60)

@@ -133,8 +133,8 @@ def curves(run: RunData) -> str:
         chart("Training loss", [Line("as logged", loss, faint=True), Line("smoothed", smoothed(loss))], "loss", log=True),
         chart("Held-out loss", [Line("held out", run.series("held_out_loss"))], "loss"),
         chart(
-            "Held-out loss by noise level: quantiles of σ, 0.9 is nearly noise",
-            [Line(f"quantile {key.removeprefix('held_out_loss_q')}", run.series(key)) for key in bins], "loss", log=True,
+            "Held-out loss by noise level (quantile of σ)",
+            [Line(f"q {key.removeprefix('held_out_loss_q')}", run.series(key)) for key in bins], "loss", log=True,
         ),
         chart(
             "Training loss by noise level σ, every second bin",
