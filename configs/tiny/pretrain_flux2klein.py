@@ -14,7 +14,7 @@ pretrained_model_name_or_path = "runs/pretrain/base"  # trained VAE and text enc
 encode = dict(figures="drawn:30000:seed=0:style=small", resolution=128, batch_size=32, samples_per_shard=2000, num_workers=0)
 
 train_batch_size = 32
-max_train_steps = 4400
+max_train_steps = 12000
 learning_rate = 1e-3
 lr_warmup_steps = 200
 ema_decay = 0.999
