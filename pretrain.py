@@ -40,7 +40,8 @@ def run(*arguments: str) -> None:
 def trained(stage: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The averaged weights of a finished stage."""
     (file,) = (ROOT / stage / "ema" / "transformer").glob("*.safetensors")
-    return {name: tensor.to(dtype).contiguous() for name, tensor in load_file(file).items()}
+    weights = load_file(file)
+    return {name: t.to(dtype).contiguous() if t.is_floating_point() else t for name, t in weights.items()}
 
 
 def assemble() -> None:
@@ -48,11 +49,10 @@ def assemble() -> None:
     building = BASE.with_name(".base.tmp")
     shutil.rmtree(building, ignore_errors=True)
     shutil.copytree(embedded_folder(f"{NAME}_start"), building)
-    vae = trained("vae", torch.float16)
-    save_file(vae, building / "vae" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    mean, variance = latent_statistics(building)
-    vae["bn.running_mean"], vae["bn.running_var"] = mean, variance
-    save_file(vae, building / "vae" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    vae, file = trained("vae", torch.float16), building / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(vae, file, {"format": "pt"})  # as it will be read when the statistics are taken
+    vae["bn.running_mean"], vae["bn.running_var"] = latent_statistics(building)
+    save_file(vae, file, {"format": "pt"})
     text = trained("text", torch.bfloat16)
     save_file(text, building / "text_encoder" / "model.safetensors", {"format": "pt"})
     building.replace(BASE)
@@ -61,7 +61,7 @@ def assemble() -> None:
 @torch.no_grad()
 def latent_statistics(folder: Path, figures: int = 512) -> tuple[Tensor, Tensor]:
     """Mean and variance of each packed latent channel over drawn figures: what the pipeline normalises by."""
-    model = Flux2Klein(ModelSource(str(folder)), 84, torch.float32)
+    model = Flux2Klein(ModelSource(str(folder)), 1, torch.float32)  # no text is encoded
     model.load_vae()
     model.vae.bn.running_mean.zero_()
     model.vae.bn.running_var.fill_(1.0)

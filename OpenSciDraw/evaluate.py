@@ -21,7 +21,7 @@ from OpenSciDraw.evaluation.examples import load_examples
 from OpenSciDraw.evaluation.results import Results
 from OpenSciDraw.evaluation.summary import Measured, compare_results, table
 from OpenSciDraw.registry import METRICS
-from OpenSciDraw.utils.files import locked, write_json
+from OpenSciDraw.utils.files import locked, naming_full_disk, write_json
 
 if TYPE_CHECKING:
     from OpenSciDraw.export import Trained
@@ -183,7 +183,7 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from error
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock"), naming_full_disk(folder, "What was drawn and measured is kept: free space and run it again."):
         evaluator = Evaluator(folder, examples, make_metrics(settings, folder, target), settings)
         if config is None:
             evaluator.use_pictures(target.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from html import escape
@@ -16,6 +15,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.reporting import page
 from OpenSciDraw.reporting.charts import Line, chart, short, smoothed
 from OpenSciDraw.reporting.run_data import RunData, find_runs, finite, is_run, read_run
+from OpenSciDraw.utils.files import write_text
 
 NAME = "report.html"
 _MOST_COMPARED = 8
@@ -159,10 +159,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
             raise UserError(f"{folder} is no run (config.py and metrics.jsonl) and holds none. Give a training's model_output_dir.")
         html = comparison_page(folder, [read_run(path) for path in runs])
     file = out or folder / NAME
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        unfinished.write_text(html, encoding="utf-8", errors="replace")
-        os.replace(unfinished, file)
+        write_text(file, html)
     except OSError as error:
         raise UserError(f"Cannot write {file}: {error.strerror}. Choose another place with --out.") from error
     return file

@@ -31,6 +31,7 @@ from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
 from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
 from OpenSciDraw.utils.ema import WeightAverage
+from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
@@ -443,7 +444,7 @@ class Training:
     def finish(self) -> None:
         """The final weights into model_output_dir itself: a LoRA in fp32, all weights in mixed_precision's type or fp32."""
         config, write = self.config, self.accelerator.is_main_process
-        with checkpoint.naming_full_disk(self.output_dir):
+        with naming_full_disk(self.output_dir, checkpoint.FULL_DISK):
             dtype = torch.float32 if config.upcast_before_saving else DTYPES[config.mixed_precision]
             self._save_weights(self.output_dir, write, dtype)
         if write and config.push_to_hub:

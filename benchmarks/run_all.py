@@ -15,7 +15,7 @@ from typing import Any
 from report import BENCHMARKS, RESULTS
 
 NAMES = ("startup", "encode", "train_step", "store", "layouts", "text_storage")
-ASIDE = ("million", "kinds", "duplicates", "text_fidelity")  # gigabytes of disk, or pictures that are not part of this repository
+ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution")  # gigabytes of disk, or pictures that are not part of this repository
 HEADER = """# Benchmarks
 
 Repeat: `make bench`, or `python benchmarks/run_all.py`; one alone: `python benchmarks/run_<name>.py`. Every number, each

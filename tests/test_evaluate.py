@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -504,7 +505,7 @@ def test_lists_of_prompts_are_read_with_what_judges_need(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{}", "1: prompt = None"), ("[1]", "1: a line must be an object"), ("{", "1: not JSON"),
+        ("{}", "1: prompt = None"), ("[1]", "1: not JSON: a line must be an object"), ("{", "1: not JSON"),
         ('{"prompt": "a", "width": 10}', "height = None"), ('{"prompt": "a", "width": "10", "height": 10}', "width = '10'"),
         ('{"prompt": "a", "width": 10, "height": 10, "rubric": []}', "rubric = []"),
         ('{"prompt": "a", "width": 10, "height": 10, "reference": "no.png"}', "there is no reference picture"),
@@ -527,3 +528,37 @@ def test_pictures_are_found_under_ids_that_are_paths(tmp_path: Path) -> None:
     own = picture_name("plots/c.png")
     assert find_picture(tmp_path, "plots/c.png") == tmp_path / own and "/" not in own and own != picture_name("plots_c.png")
     assert find_picture(tmp_path / "plots", "../b").parent == tmp_path / "plots"
+
+
+def test_a_wrong_rubric_is_refused_before_anything_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "bench.jsonl"
+    prompts.write_text(json.dumps({"id": "p", "prompt": "a box", "width": 64, "height": 64, "rubric": {"colours": []}}) + "\n")
+    out = tmp_path / "out"
+    config = write_config(tmp_path / "c.py", BASE | {"dataset": {"type": "FigureDataset", "figures": "drawn:4"}})
+    judge = ["--judge", "http://127.0.0.1:9/v1", "--judge_model", "m"]
+    assert main(["evaluate", str(config), "--figures", str(prompts), "--metrics", "judge", "--out", str(out), *judge]) == 2
+    assert "p: rubric['colours']" in capsys.readouterr().err and not (out / "pictures").exists()
+
+
+def test_a_config_that_trains_a_part_of_a_model_says_that_it_draws_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = REPO / "configs" / "tiny" / "pretrain_vae.py"
+    assert main(["evaluate", str(config), "--figures", "drawn:1:style=small", "--out", str(tmp_path / "out")]) == 2
+    assert "trains the vae of a model" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_evaluation_with_an_error_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    example = load_examples("drawn:1:style=small")[0]
+    draw_figure(0, 0, 128, style="small").image.save(pictures / picture_name(example.id))
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("OpenSciDraw.evaluate.write_json", full)
+    assert main(["evaluate", str(pictures), "--figures", "drawn:1:style=small", "--out", str(tmp_path / "out")]) == 2
+    assert "The disk is full" in capsys.readouterr().err and (tmp_path / "out" / "results.jsonl").exists()

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import string
 import subprocess
 import sys
 import tarfile
@@ -526,14 +527,16 @@ def test_what_is_wrong_with_a_source_that_was_read_is_named(tmp_path: Path) -> N
 
 
 def test_an_interrupted_run_ends_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    endless = rb"\documentclass{x}\begin{document}\def\a{\a}\a"
-    (tmp_path / "2101.00000").write_bytes(gzip.compress(endless))
+    names = string.ascii_lowercase  # each macro twice the next: 2^25 expansions, which take minutes
+    doubling = "".join(rf"\def\{name}{{\{after}\{after}}}" for name, after in zip(names, names[1:], strict=False))
+    endless = rf"\documentclass{{x}}{doubling}\def\z{{}}\begin{{document}}\a"
+    (tmp_path / "2101.00000").write_bytes(gzip.compress(endless.encode()))
     command = [sys.executable, "-m", "OpenSciDraw.cli", "prepare", str(tmp_path / "2101.00000"), "--out", str(tmp_path / "out"),
                "--cfg_options", "limits.expansions=1000000000", "limits.seconds=100"]  # fmt: skip
     running = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "out").glob(".work/*/source/*")):
         assert running.poll() is None
-        time.sleep(0.002)
+        time.sleep(0.05)
     start = time.monotonic()
     running.send_signal(signal.SIGINT)
     running.wait(60)

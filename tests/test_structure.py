@@ -44,11 +44,11 @@ def diagrams() -> list[DrawnFigure]:
     return [draw_figure(22, index, 128, "diagram", style="small") for index in range(30)]
 
 
-@pytest.mark.parametrize(("style", "arrows"), [("small", 0.97), ("house", 0.94)])  # unsteady strokes are read less surely
-def test_faultless_figures_score_nearly_one(style: str, arrows: float) -> None:
+@pytest.mark.parametrize("style", ["small", "house"])
+def test_faultless_figures_score_nearly_one(style: str) -> None:
     drawn = [draw_figure(23, index, 128, style=style) for index in range(40)]
     scores = total([(figure.image, example(figure)) for figure in drawn])
-    assert scores["components"] >= 0.99 and scores["colour"] >= 0.99 and scores["arrows"] >= arrows, scores
+    assert scores["components"] >= 0.99 and scores["colour"] >= 0.99 and scores["arrows"] >= 0.97, scores
     assert scores["shape"] >= 0.95 and scores["labels"] >= 0.93 and scores["one_letter_labels"] >= 0.97, scores
     assert scores["plot_kind"] == 1.0
 

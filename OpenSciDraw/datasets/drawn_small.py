@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .drawn_canvas import INK, PALETTE, Canvas, Node
+from .drawn_canvas import INK, LABEL_ROOM, PALETTE, Canvas, Node, wrap
 from .drawn_kinds import a, describe_arrows, listing, named, number
 
 SIDE = 128
@@ -44,10 +44,16 @@ def style(c: Canvas) -> None:
     c.colors = c.rng.sample(COLORS, len(COLORS))
 
 
-def _labels(c: Canvas, count: int, width: int) -> list[str]:
+def _labels(c: Canvas, shapes: Sequence[str], width: int, height: int) -> list[str]:
     """Different labels: letters and, where they fit, some words."""
-    words, share = c.rng.sample(WORDS, count), 0.25 if width >= 40 else 0.0
-    return [word if c.rng.random() < share else letter for word, letter in zip(words, c.rng.sample(LETTERS, count), strict=True)]
+    words, letters = c.rng.sample(WORDS, len(shapes)), c.rng.sample(LETTERS, len(shapes))
+    share = 0.25 if width >= 40 else 0.0
+    out = []
+    for word, letter, shape in zip(words, letters, shapes, strict=True):
+        room = LABEL_ROOM[shape]
+        fits = wrap(word, width * room[0], height * room[1], EM)
+        out.append(word if c.rng.random() < share and fits else letter)
+    return out
 
 
 def _ports(layout: str, source: Node, target: Node) -> tuple[tuple[float, float], ...]:
@@ -75,7 +81,7 @@ def diagram(c: Canvas, known: Sequence[str] = SHAPES, layouts: Sequence[str] = t
     shape = rng.choice(known)
     shapes = [rng.choice(known) for _ in places] if rng.random() < 0.75 else [shape] * len(places)
     nodes = []
-    for (x, y), look, color, label in zip(places, shapes, colors, _labels(c, len(places), width), strict=True):
+    for (x, y), look, color, label in zip(places, shapes, colors, _labels(c, shapes, width, height), strict=True):
         nodes.append(c.node(look, x, y, width, height, color, label, LETTER if len(label) == 1 else 1.0))
     joined = [pair for pair in pairs if rng.random() < 0.75] or [pairs[0]]
     for first, second in joined:

@@ -90,7 +90,7 @@ def scan(listing: Listing, path: Path) -> None:
         if path.is_dir():
             _scan_folder(listing, path)
         elif path.suffix == ".jsonl":
-            _add_rows(listing, path, _jsonl_rows(path))
+            _add_rows(listing, path, jsonl_rows(path))
         elif path.suffix == ".csv":
             _add_rows(listing, path, _csv_rows(path))
         elif path.suffix in (".parquet", ".arrow"):
@@ -189,7 +189,8 @@ def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, 
             raise listing.no_column(kind, keys, file)
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
+def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
+    """(line number, object) of every line that is not empty, or why it is none."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():

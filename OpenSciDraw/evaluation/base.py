@@ -44,6 +44,10 @@ class Metric:
     def __init__(self, settings: EvaluateConfig, folder: Path):
         self.settings, self.folder = settings, folder
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises UserError, before anything is drawn, for an example that is written in a way that cannot be measured."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What decides the numbers beside picture and example: version of the method, reader of text, judge's name.
 

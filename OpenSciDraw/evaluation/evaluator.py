@@ -40,6 +40,8 @@ class Evaluator:
     """Draws, measures and summarises `examples` in `folder`, going on with what is there."""
 
     def __init__(self, folder: Path, examples: Sequence[Example], metrics: Mapping[str, Metric], settings: EvaluateConfig):
+        for metric in metrics.values():
+            metric.check(examples)
         self.folder, self.examples, self.metrics, self.settings = folder, examples, metrics, settings
         self.results = Results(folder)
         self.pictures = folder / PICTURES

@@ -16,7 +16,6 @@ that names pictures, is a list of figures.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from OpenSciDraw.datasets.buckets import best_bucket
+from OpenSciDraw.datasets.figure_lists import jsonl_rows
 from OpenSciDraw.datasets.figures import DrawnRef, FigureRef, FileRef, RejectedFigure, list_figures, load_figure
 from OpenSciDraw.errors import UserError
 
@@ -155,19 +155,12 @@ def _truths(source: Path) -> dict[str, dict[str, Any]]:
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of every line that is not empty."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        for number, row in jsonl_rows(path):
+            if isinstance(row, RejectedFigure):
+                raise UserError(f"{path}:{number}: {row}. Mend this line.")
+            yield number, row
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON: {error}. Mend this line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: a line must be an object {{…}}, not {type(row).__name__}.")
-        yield number, row
 
 
 def _is_prompts(rows: list[tuple[int, dict[str, Any]]]) -> bool:

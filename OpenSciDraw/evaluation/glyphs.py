@@ -84,11 +84,23 @@ def read_text(ink: np.ndarray) -> str:
     rows = ink[ys.min() : ys.max() + 1]
     out = ""
     for x0, x1 in _pieces(rows):
-        piece = rows[:, x0:x1]
-        own = np.nonzero((piece > 0.5).any(1))[0]
-        if len(own):
-            out += read_letter(piece[own.min() : own.max() + 1])
+        out += _read_piece(rows[:, x0:x1])
     return out
+
+
+def _read_piece(piece: np.ndarray) -> str:
+    """One letter, or two that touch where the piece is none and wide enough for two."""
+    own = np.nonzero((piece > 0.5).any(1))[0]
+    if not len(own):
+        return ""
+    letter = read_letter(piece[own.min() : own.max() + 1])
+    width = piece.shape[1]
+    if letter or width < 0.9 * piece.shape[0]:
+        return letter
+    cut = width // 4 + int(piece[:, width // 4 : width - width // 4].sum(0).argmin())
+    halves = (piece[:, :cut], piece[:, cut:])
+    cropped = [half[(half > 0.5).any(1)][:, (half > 0.5).any(0)] for half in halves]
+    return "".join(read_letter(half) if half.size else "" for half in cropped)
 
 
 def _pieces(ink: np.ndarray) -> Sequence[tuple[int, int]]:

@@ -17,7 +17,6 @@ import ipaddress
 import json
 import os
 import re
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -33,6 +32,7 @@ from PIL import Image
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import NotScored, PictureMetric, Scores
 from OpenSciDraw.registry import METRICS
+from OpenSciDraw.utils.files import write_json
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import EvaluateConfig
@@ -328,6 +328,10 @@ class Judge(PictureMetric):
         )
         self.cache = folder / "judge"
 
+    def check(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            rubric_of(example)
+
     def identity(self) -> dict[str, Any]:
         return {
             "version": VERSION, "url": self.endpoint.url, "model": self.endpoint.model,
@@ -350,7 +354,8 @@ class Judge(PictureMetric):
                 answer = self.endpoint.ask(messages, lambda text: parse_answer(text, rubric, directed))
             except BadAnswer as error:
                 raise NotScored(f"judge: {error}", failed) from error
-            _write_cached(file, {"id": example.id, **answer})
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"id": example.id, **answer})
             weights = parse_answer(answer["text"], rubric, directed)
         return {axis: (axis_score(weights[axis], len(items)), 1.0) for axis, items in rubric.items()}
 
@@ -379,12 +384,3 @@ def _read_cached(file: Path) -> str:
         return ""
     text = answer.get("text") if isinstance(answer, dict) else None
     return text if isinstance(text, str) else ""
-
-
-def _write_cached(file: Path, answer: Mapping[str, Any]) -> None:
-    """Whole or not at all; the thread's number is in the name because two examples may ask the same thing at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-    text = json.dumps(answer, ensure_ascii=False)
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair, as JSON writes it
-    os.replace(unfinished, file)

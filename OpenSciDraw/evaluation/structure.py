@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,10 +50,8 @@ class Structure(PictureMetric):
 
     def __init__(self, settings: EvaluateConfig, folder: Path):
         super().__init__(settings, folder)
-        try:
-            import cv2  # noqa: F401
-        except ImportError as error:
-            raise UserError("The structure metric needs OpenCV: pip install 'OpenSciDraw[evaluate]'.") from error
+        if find_spec("cv2") is None:
+            raise UserError("The structure metric needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
 
     def score(self, picture: Image.Image | None, example: Example) -> Scores:
         return score_structure(picture, example)

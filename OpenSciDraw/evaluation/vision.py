@@ -123,9 +123,8 @@ def _regions(work: _Work) -> list[_Region]:
     fill = _fill_mask(work)
     core = cv2.morphologyEx(fill, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * unit + 1, 2 * unit + 1)))
     joined = cv2.morphologyEx(core, cv2.MORPH_CLOSE, np.ones((3 * unit, 3 * unit), np.uint8))
-    joined = cv2.bitwise_and(joined, 1 - _stroke_walls(work, unit))
-    count, _, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
-    blobs = cv2.connectedComponents(joined, connectivity=4)[1]
+    joined = cv2.bitwise_and(joined, 1 - _stroke_walls(work))
+    count, blobs, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
     marked = (work.rgb.min(2) < 236).astype(np.uint8)
     found: list[_Region] = []
     smallest = (5 * work.scale) ** 2
@@ -148,7 +147,7 @@ def _regions(work: _Work) -> list[_Region]:
     return _merged(found)
 
 
-def _stroke_walls(work: _Work, unit: int) -> np.ndarray:
+def _stroke_walls(work: _Work) -> np.ndarray:
     """Dark or saturated pixels: outlines, which part one fill from the next."""
     low, high = work.rgb.min(2), work.rgb.max(2)
     return ((work.luma < 150) | (high - low > 110)).astype(np.uint8)
@@ -311,7 +310,7 @@ def _arrows(work: _Work, regions: Sequence[_Region], inside: np.ndarray) -> list
     dark = ((work.luma < _DARK) & (free > 0)).astype(np.uint8)
     ink = cv2.morphologyEx(dark, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8), iterations=max(1, round(unit / 2)))
     count, blobs, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
-    near = [cv2.dilate(r.mask, np.ones((3, 3), np.uint8), iterations=round(3.6 * unit)) for r in regions]
+    near = [cv2.dilate(r.mask, np.ones((3, 3), np.uint8), iterations=round(4.2 * unit)) for r in regions]
     arrows: list[ReadArrow] = []
     for index in range(1, count):
         if max(stats[index, cv2.CC_STAT_WIDTH], stats[index, cv2.CC_STAT_HEIGHT]) < 4 * unit:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import Flux2KleinPipeline
+from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from OpenSciDraw.errors import UserError
@@ -18,8 +20,18 @@ from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.registry import MODELS
 
 
+class _Part(Flux2Klein):
+    """A component that trains by itself: it is saved and resumed as any model, and draws nothing."""
+
+    def pipeline(self, transformer: nn.Module) -> Flux2KleinPipeline:
+        raise UserError(
+            f"This config trains the {self.trained_part} of a model (class {type(self).__name__}), which draws no pictures. "
+            "Put what it trained into a model folder, and use that with model_type = 'Flux2Klein'."
+        )
+
+
 @MODELS.register("Flux2KleinVAE")
-class Flux2KleinVAE(Flux2Klein):
+class Flux2KleinVAE(_Part):
     """The VAE of a FLUX.2 folder, all its weights."""
 
     transformer_class = "AutoencoderKLFlux2"
@@ -30,7 +42,7 @@ class Flux2KleinVAE(Flux2Klein):
 
 
 @MODELS.register("Flux2KleinText")
-class Flux2KleinText(Flux2Klein):
+class Flux2KleinText(_Part):
     """The text encoder of a FLUX.2-klein folder as a language model, all its weights."""
 
     transformer_class = "Qwen3ForCausalLM"

@@ -12,14 +12,12 @@ More than FILE_BYTES of tensors become several files with an index, as in the di
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import sha256_of, sync_to_disk
+from OpenSciDraw.utils.files import disk_is_full, naming_full_disk, sha256_of, sync_to_disk
 from OpenSciDraw.utils.sharding import gathered
 
 _LOG = logging.getLogger("OpenSciDraw")
 _NAME = re.compile(r"checkpoint-(\d+)")
+FULL_DISK = "Earlier checkpoints are whole. Free space and run the same command with resume_from_checkpoint = 'latest'."
 LORA_FILE = "pytorch_lora_weights.safetensors"
 FULL_FOLDER, FULL_STEM = "transformer", "diffusion_pytorch_model"  # diffusers' names
 EMA_FOLDER = "ema"
@@ -194,8 +193,9 @@ class CheckpointWriter:
             return
         if kind is not None:
             shutil.rmtree(self.building, ignore_errors=True)
-            if _disk_is_full(value):
-                raise full_disk(self.final) from value
+            if disk_is_full(value):
+                with naming_full_disk(self.final, FULL_DISK):
+                    raise value
             return
         files = sorted(path for path in self.building.rglob("*") if path.is_file())
         hashes = {}
@@ -211,30 +211,6 @@ class CheckpointWriter:
             shutil.rmtree(self.final)
         os.replace(self.building, self.final)
         sync_to_disk(self.final.parent)
-
-
-def full_disk(what: Path) -> UserError:
-    return UserError(
-        f"The disk is full: {what} was not written. Earlier checkpoints are whole. Free space and run the same command with "
-        "resume_from_checkpoint = 'latest'."
-    )
-
-
-@contextmanager
-def naming_full_disk(what: Path) -> Iterator[None]:
-    """Raises UserError, naming what was to be written, where the disk is full."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
-            raise
-        raise full_disk(what) from error
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    if isinstance(error, SafetensorError):  # carries the system's error as text alone
-        return f"os error {errno.ENOSPC}" in str(error)
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 def delete_old(output_dir: Path, limit: int | None) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from OpenSciDraw.errors import UserError
 
 
 def sync_to_disk(path: Path) -> None:
@@ -41,11 +45,40 @@ def locked(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """The file is there whole or not at all, and nothing else is left."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """The file is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    """As `write_text`, for people to read."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def naming_full_disk(what: Path, then: str) -> Iterator[None]:
+    """Raises UserError, naming what was to be written and what to do `then`, where the disk is full."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not disk_is_full(error):
+            raise
+        raise UserError(f"The disk is full: {what} was not written. {then}") from error
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    from safetensors import SafetensorError
+
+    if isinstance(error, SafetensorError):  # carries the system's error as text alone
+        return f"os error {errno.ENOSPC}" in str(error)
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 def is_remote(path: str) -> bool:

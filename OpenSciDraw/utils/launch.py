@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,6 +55,18 @@ def build_accelerator(config: Config) -> Accelerator:
             f"{asked}. Correct accelerate's file or the launch command."
         )
     return accelerator
+
+
+@contextmanager
+def evaluating(module: Any, accelerator: Accelerator) -> Iterator[Any]:
+    """What trains without DDP's wrapper, in eval mode (LoRA dropout is for training); as it was afterwards."""
+    inner = accelerator.unwrap_model(module)
+    was_training = inner.training
+    inner.eval()
+    try:
+        yield inner
+    finally:
+        inner.train(was_training)
 
 
 def share_of(count: int, accelerator: Accelerator) -> list[tuple[int, bool]]:

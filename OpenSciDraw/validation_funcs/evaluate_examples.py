@@ -20,7 +20,7 @@ from OpenSciDraw.evaluation.scoring import Drawn, score_pictures, score_set
 from OpenSciDraw.evaluation.summary import Measured, summarize
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.registry import METRICS, VALIDATION_FUNCS
-from OpenSciDraw.utils.launch import share_of
+from OpenSciDraw.utils.launch import evaluating, share_of
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, image_folder, sample_prompts
 
 
@@ -32,9 +32,14 @@ def examples_in_training(config: Config) -> list[Example]:
     """
     if not metrics_in_training(config):
         return []
-    _metrics(config, Path(config.model_output_dir))
+    metrics = _metrics(config, Path(config.model_output_dir))
     section, encode = config.evaluate, config.encode
-    return load_examples(str(section.figures), section.limit, encode.resolution, encode.image_column, encode.caption_column)
+    examples = load_examples(
+        str(section.figures), section.limit, encode.resolution, encode.image_column, encode.caption_column
+    )
+    for metric in metrics.values():
+        metric.check(examples)
+    return examples
 
 
 def _metrics(config: Config, folder: Path) -> dict[str, Metric]:
@@ -86,18 +91,15 @@ def _draw(model: FigureModel, config: Config, prompts: PromptSet, folder: Path, 
     rows = {example.id: row for example, row in zip(prompts.examples, prompts.example_rows, strict=True)}
     batches = batches_of(prompts.examples, model.pixel_multiple, config.evaluate.batch_size)
     sampler, alone = Sampler.of(config.evaluate, config), accelerator.num_processes == 1
-    transformer = accelerator.unwrap_model(model.transformer)
-    was_training = transformer.training
-    transformer.eval()
-    pipe: Any = model.pipeline(transformer)
-    for at, counts in share_of(len(batches), accelerator):
-        batch = batches[at]
-        with accelerator.autocast():
-            pictures = draw(model, pipe, batch, [rows[e.id] for e in batch.examples], prompts.negative, sampler, alone)
-        for example, picture in zip(batch.examples, pictures, strict=True):
-            if counts:
-                save_picture(picture, folder / picture_name(example.id))
-    transformer.train(was_training)
+    with evaluating(model.transformer, accelerator) as transformer:
+        pipe: Any = model.pipeline(transformer)
+        for at, counts in share_of(len(batches), accelerator):
+            batch = batches[at]
+            with accelerator.autocast():
+                pictures = draw(model, pipe, batch, [rows[e.id] for e in batch.examples], prompts.negative, sampler, alone)
+            for example, picture in zip(batch.examples, pictures, strict=True):
+                if counts:
+                    save_picture(picture, folder / picture_name(example.id))
 
 
 def _share_scored(name: str, metric: PictureMetric, drawn: Sequence[Drawn], accelerator: Accelerator) -> list[Result]:

@@ -15,7 +15,7 @@ from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel
-from OpenSciDraw.utils.launch import share_of
+from OpenSciDraw.utils.launch import evaluating, share_of
 
 _LOG = logging.getLogger("OpenSciDraw")
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -34,27 +34,24 @@ def held_out_loss(
         return {}
     quantiles = torch.tensor(QUANTILES)  # of sigma, which falls as diffusers' u rises
     sums = torch.zeros(len(QUANTILES) + 1, device=accelerator.device)
-    transformer = accelerator.unwrap_model(model.transformer)
-    was_training = transformer.training
-    transformer.eval()
-    wrapped, model.transformer = model.transformer, transformer  # DDP's own collectives are not wanted here
-    for at, counts in share_of(len(rows), accelerator):
-        row = dataset.read(int(rows[at]))
-        if isinstance(row, BadRow):  # named and left out; what is run in its place does not count
-            _LOG.warning("held-out row %s cannot be read: %s", row.id, row.reason)
-            row, counts = _readable(dataset, rows), False
-        batch = collate([row])
-        sums[-1] += counts
-        clean = clean_latents(model, batch)
-        shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
-        base = flow.sigma_of_quantile(
-            1 - quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
-        )
-        text = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
-        with accelerator.autocast():
-            sums[:-1] += counts * losses_at(model, batch, clean, text, flow.shift_sigma(base, shift), config.seed)
+    wrapped = model.transformer
+    with evaluating(wrapped, accelerator) as model.transformer:  # unwrapped: DDP's own collectives are not wanted here
+        for at, counts in share_of(len(rows), accelerator):
+            row = dataset.read(int(rows[at]))
+            if isinstance(row, BadRow):  # named and left out; what is run in its place does not count
+                _LOG.warning("held-out row %s cannot be read: %s", row.id, row.reason)
+                row, counts = _readable(dataset, rows), False
+            batch = collate([row])
+            sums[-1] += counts
+            clean = clean_latents(model, batch)
+            shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
+            base = flow.sigma_of_quantile(
+                1 - quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
+            )
+            text = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+            with accelerator.autocast():
+                sums[:-1] += counts * losses_at(model, batch, clean, text, flow.shift_sigma(base, shift), config.seed)
     model.transformer = wrapped
-    transformer.train(was_training)
     total: Tensor = accelerator.reduce(sums, reduction="sum").cpu()
     per_level = total[:-1] / total[-1]
     names = [f"held_out_loss_q{q:.1f}" for q in QUANTILES]

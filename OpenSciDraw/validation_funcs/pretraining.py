@@ -12,6 +12,7 @@ from OpenSciDraw.datasets.drawn import draw_figure
 from OpenSciDraw.encode import to_model_range
 from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText, Flux2KleinVAE
 from OpenSciDraw.registry import VALIDATION_FUNCS
+from OpenSciDraw.utils.launch import evaluating
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, grid, image_folder
 
 UNSEEN = [(1, index) for index in range(32)]  # (seed, index) of drawn figures; pretraining draws from seed 0
@@ -26,12 +27,12 @@ def vae_reconstruction(
 
     Returns `psnr` (dB, peak 2 in [-1, 1], of the mean squared error over all) and `mean_absolute_error` (of 255).
     """
-    vae = accelerator.unwrap_model(model.transformer)
     if not accelerator.is_main_process:
         return {}
     figures = [np.asarray(draw_figure(seed, at, 128, style="small").image) for seed, at in UNSEEN]
     pixels = to_model_range(torch.from_numpy(np.stack(figures)).permute(0, 3, 1, 2))
-    rebuilt = vae.decode(vae.encode(pixels.to(model.device)).latent_dist.mode()).sample.cpu()
+    with evaluating(model.transformer, accelerator) as vae:
+        rebuilt = vae.decode(vae.encode(pixels.to(model.device)).latent_dist.mode()).sample.cpu()
     error = rebuilt - pixels
     pairs = []
     for original, picture in zip(pixels, rebuilt, strict=True):
@@ -52,9 +53,8 @@ def caption_language_model(
     model: Flux2KleinText, config: Config, prompts: PromptSet, step: int, accelerator: Accelerator
 ) -> dict[str, float]:
     """Returns `unseen_loss`: nats a token on 32 captions of unseen figures."""
-    encoder = accelerator.unwrap_model(model.transformer)
     ids, mask = model.tokenize([draw_figure(seed, at, 128, style="small").caption for seed, at in UNSEEN])
-    with accelerator.autocast():
+    with evaluating(model.transformer, accelerator) as encoder, accelerator.autocast():
         logits = encoder(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
     return {"unseen_loss": (nats.sum() / mask[:, 1:].sum()).item()}

@@ -16,7 +16,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.registry import VALIDATION_FUNCS
-from OpenSciDraw.utils.launch import share_of
+from OpenSciDraw.utils.launch import evaluating, share_of
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,17 @@ def sample_prompts(
     """
     folder = image_folder(config, step)
     folder.mkdir(parents=True, exist_ok=True)
-    transformer = accelerator.unwrap_model(model.transformer)
-    was_training = transformer.training
-    transformer.eval()  # LoRA dropout is for training
-    pipe = model.pipeline(transformer)
     sizes = resolutions(config)
-    for index, counts in share_of(len(prompts.prompts), accelerator):
-        with accelerator.autocast():
-            image = model.sample(
-                pipe, [prompts.rows[index]], prompts.negative, width=sizes[index][0], height=sizes[index][1],
-                steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
-            )[0]  # fmt: skip
-        if counts:
-            image.save(folder / f"{index:02d}.png")
-    transformer.train(was_training)
+    with evaluating(model.transformer, accelerator) as transformer:
+        pipe = model.pipeline(transformer)
+        for index, counts in share_of(len(prompts.prompts), accelerator):
+            with accelerator.autocast():
+                image = model.sample(
+                    pipe, [prompts.rows[index]], prompts.negative, width=sizes[index][0], height=sizes[index][1],
+                    steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
+                )[0]  # fmt: skip
+            if counts:
+                image.save(folder / f"{index:02d}.png")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and prompts.prompts:
         pictures = [Image.open(folder / f"{index:02d}.png") for index in range(len(prompts.prompts))]
