@@ -24,6 +24,7 @@ from OpenSciDraw.config_checks import FIGURE_DATASET, require_agreement
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
 from OpenSciDraw.utils.files import is_remote
 
+PACKAGED_FEATURES = ("efficientnet-lite0", "figure-measures")  # of evaluation/features.py; anything else is a folder
 SECRET_KEYS = frozenset({"huggingface_token", "hub_token"})
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
@@ -152,8 +153,9 @@ class EvaluateConfig(_Section):
     batch_size: int = key(8, "Evaluate", "Pictures of one size drawn at once.", "pictures", ge=1)
     reader: Literal["rapidocr", "tesseract"] = key("rapidocr", "Evaluate", "Program that reads text in pictures.")
     features: str | None = key(
-        None, "Evaluate", "distribution: local folder of a CLIP or DINO model; None = the packaged features."
-    )
+        None, "Evaluate",
+        "distribution: 'efficientnet-lite0', 'figure-measures', or the folder of a CLIP or DINO model; None = a packaged one.",
+    )  # fmt: skip
     judge_url: str | None = key(None, "Evaluate", "judge: address of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")
     judge_model: str | None = key(None, "Evaluate", "judge: name of the model at that address.")
     judge_arrow_direction: bool = key(True, "Evaluate", "judge: an arrow's direction counts.")
@@ -457,7 +459,8 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str) and not value.startswith(("drawn:", "~")) and not is_remote(value)
+    named = value in PACKAGED_FEATURES or (isinstance(value, str) and value.startswith(("drawn:", "~")))
+    return isinstance(value, str) and not named and not is_remote(value)
 
 
 def _objective_of(family: str, parquet: bool) -> str:

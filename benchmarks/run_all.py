@@ -15,7 +15,8 @@ from typing import Any
 from report import BENCHMARKS, RESULTS
 
 NAMES = ("startup", "encode", "train_step", "store", "layouts", "text_storage")
-ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution")  # gigabytes of disk, or pictures that are not part of this repository
+# Gigabytes of disk, pictures that are not part of this repository, or packages that are no part of `dev`.
+ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution")
 HEADER = """# Benchmarks
 
 Repeat: `make bench`, or `python benchmarks/run_all.py`; one alone: `python benchmarks/run_<name>.py`. Every number, each

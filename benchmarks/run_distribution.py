@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from report import Result
 
+from OpenSciDraw.config import PACKAGED_FEATURES
 from OpenSciDraw.datasets.decode import decode_picture
 from OpenSciDraw.datasets.drawn import draw_figure
 from OpenSciDraw.evaluation.distribution import cubic_kernel, kernel_distance
-from OpenSciDraw.evaluation.features import PACKAGED, Features, features_named
+from OpenSciDraw.evaluation.features import Features, features_named
 
 Array = NDArray[np.float64]
 PLOTS, DIAGRAMS = ("line", "bar", "scatter"), ("pipeline", "flowchart", "method", "graph", "tree")
@@ -173,7 +174,7 @@ def main() -> None:
     given = parser.parse_args()
     columns = ["features", "plots against", *(f"n = {size}" for size in SIZES)]
     result = Result("distribution", "python benchmarks/run_distribution.py --figures DIR", columns)
-    for name in PACKAGED:
+    for name in PACKAGED_FEATURES:
         features = features_named(name)
         measure(result, features)
         if given.figures:

@@ -493,3 +493,9 @@ def test_a_config_of_a_user_with_old_spellings_loads(write: Write) -> None:
     ))  # fmt: skip
     assert config.data_sampler.drop_last and config.dataset.stat_data
     assert (config.dataloader_num_workers, config.model_output_dir, config.report_to) == (4, "out", "tensorboard")
+
+
+def test_packaged_features_are_names_and_no_paths() -> None:
+    values = {"pretrained_model_name_or_path": "embedded:x", "dataset": {"base_dir": "d"}, "base_filesys_path": "/data"}
+    for given, wanted in (("figure-measures", "figure-measures"), ("clip", "/data/clip")):
+        assert Config.model_validate({**values, "evaluate": {"features": given}}).evaluate.features == wanted

@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from tqdm import tqdm
@@ -109,13 +109,12 @@ def _draw_small(key: str, ident: str, sides: tuple[int, int], kind: str | None, 
         raise UserError(f"Unknown kind of drawn figure {kind!r} of style {style!r}. Known: {', '.join(kinds)}.")
     rng = random.Random(key)
     if style == "house":
-        canvas: Canvas = drawn_house.HouseCanvas(rng)
+        chosen, canvas = "diagram", cast(Canvas, drawn_house.HouseCanvas(rng))
         caption = drawn_small.diagram(canvas, drawn_house.SHAPES, drawn_house.LAYOUTS)
-        return DrawnFigure(ident, canvas.finish(), caption, _truth("diagram", canvas))
-    chosen = rng.choices(tuple(kinds), drawn_small.WEIGHTS)[0] if kind is None else kind
-    canvas = Canvas(rng, side, side, drawn_small.EM)
-    drawn_small.style(canvas)
-    caption = kinds[chosen](canvas)
+    else:
+        chosen = rng.choices(tuple(kinds), drawn_small.WEIGHTS)[0] if kind is None else kind
+        canvas = drawn_small.SmallCanvas(rng)
+        caption = kinds[chosen](canvas)
     return DrawnFigure(ident, canvas.finish(), caption, _truth(chosen, canvas))
 
 

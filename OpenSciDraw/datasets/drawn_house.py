@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from . import drawn_small
-from .drawn_canvas import INK, SUPERSAMPLE, Canvas, Node, Point, Rgb
+from .drawn_canvas import SUPERSAMPLE, Canvas, Node, Point, Rgb
 from .drawn_small import EM, SIDE
 
 COLORS = ("teal", "pink", "yellow")
@@ -66,4 +66,4 @@ class HouseCanvas(Canvas):
 
     def polyline(self, points: Sequence[Point], color: Rgb, width: float, dashed: bool = False) -> None:
         path = [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in self._unsteady(points, closed=False)]
-        self.draw.line(path, INK, round(width * SUPERSAMPLE), joint="curve")
+        self.draw.line(path, color, round(width * SUPERSAMPLE), joint="curve")

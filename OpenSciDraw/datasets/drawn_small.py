@@ -7,6 +7,7 @@ are those of the rich kinds.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from .drawn_canvas import INK, LABEL_ROOM, PALETTE, Canvas, Node, wrap
@@ -38,10 +39,13 @@ LAYOUTS: dict[str, tuple[Sequence[tuple[int, int]], tuple[int, int], Sequence[tu
 BARS = {2: (40, 88), 3: (40, 72, 104), 4: (28, 54, 80, 106)}  # x of their middles
 
 
-def style(c: Canvas) -> None:
-    """Set what the canvas leaves to chance: strokes of 2 px in the shape's own colour, one font size."""
-    c.em, c.stroke, c.radius, c.dark_outline = EM, 2, 9.0, False
-    c.colors = c.rng.sample(COLORS, len(COLORS))
+class SmallCanvas(Canvas):
+    """A canvas with nothing left to chance: strokes of 2 px in the shape's own colour, one font size."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng, SIDE, SIDE, EM)
+        self.stroke, self.radius, self.dark_outline = 2, 9.0, False
+        self.colors = rng.sample(COLORS, len(COLORS))
 
 
 def _labels(c: Canvas, shapes: Sequence[str], width: int, height: int) -> list[str]:

@@ -30,10 +30,10 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from OpenSciDraw.config import PACKAGED_FEATURES
 from OpenSciDraw.errors import UserError
 
 Array = NDArray[np.float64]
-PACKAGED = ("efficientnet-lite0", "figure-measures")
 _BATCH = 16  # pictures
 
 
@@ -72,14 +72,14 @@ class Features(ABC):
 
 
 def features_named(name: str | None) -> Features:
-    """Features by name (one of PACKAGED) or by a local folder; None: efficientnet-lite0 where it is installed, else
+    """Features by name (one of PACKAGED_FEATURES) or by a local folder; None: efficientnet-lite0 where it is installed, else
     figure-measures.
 
     Raises:
         UserError: an unknown name, packages that are missing, a folder that holds no such model.
     """
     if name is None:
-        name = PACKAGED[1] if _missing() else PACKAGED[0]
+        name = PACKAGED_FEATURES[1] if _missing() else PACKAGED_FEATURES[0]
     if name == "efficientnet-lite0":
         if missing := _missing():
             raise UserError(
@@ -170,7 +170,7 @@ class FolderFeatures(Features):
     def __init__(self, folder: str):
         prefix, _, rest = folder.partition(":")
         self.folder = Path(rest if prefix == "clip" and rest else folder).expanduser()
-        allowed = f"Allowed: {', '.join(PACKAGED)}, or the folder of a CLIP, SigLIP or DINO model saved by transformers."
+        allowed = f"Allowed: {', '.join(PACKAGED_FEATURES)}, or the folder of a CLIP, SigLIP or DINO model saved by transformers."
         if not self.folder.is_dir():
             raise UserError(f"There are no features {folder!r}, and no folder of that name. {allowed}")
         for file in ("config.json", "preprocessor_config.json"):
