@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -181,6 +183,16 @@ def test_retry_after_is_waited_for(serve: Any, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(judge.time, "sleep", waits.append)
     make(serve(fails(429, Retry_After="7"), fails(503), says(FAULTLESS)), tmp_path, judge_retries=2).score(picture(), example())
     assert waits == [7.0, 2.0]
+
+
+def test_retry_after_may_be_a_date(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(judge, "_LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(judge.time, "sleep", waits.append)
+    for seconds in (30, -30):
+        later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds), usegmt=True)
+        make(serve(fails(503, Retry_After=later), says(FAULTLESS)), tmp_path / str(seconds)).score(picture(), example())
+    assert waits == [pytest.approx(30, abs=3), 0.0]
 
 
 def test_a_call_that_keeps_failing_is_missing_and_never_kept(serve: Any, tmp_path: Path) -> None:

@@ -25,8 +25,12 @@ _ALIKE = str.maketrans({"0": "O", "1": "I", "l": "I", "|": "I"})
 
 
 def same_text(read: str, wanted: str) -> bool:
-    """Equal, but for case and the look-alikes 0 and O, 1, l and I."""
-    return read.translate(_ALIKE).casefold() == wanted.translate(_ALIKE).casefold()
+    """Equal, but for case, spaces and the look-alikes 0 and O, 1, l and I."""
+    return _plain(read) == _plain(wanted)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split()).translate(_ALIKE).casefold()
 
 
 def _square(ink: np.ndarray) -> np.ndarray:
@@ -73,19 +77,30 @@ def read_letter(ink: np.ndarray) -> str:
 
 
 def read_text(ink: np.ndarray) -> str:
-    """The word that `ink` (h, w in 0..1) shows: letters parted at columns without ink, one line.
+    """The words that `ink` (h, w in 0..1) shows, line by line; letters are parted at columns without ink.
 
     Letters that touch are parted at their thinnest column when the piece is wider than any letter.
     """
-    strong = ink > 0.5
-    if not strong.any():
-        return ""
-    ys = np.nonzero(strong.any(1))[0]
-    rows = ink[ys.min() : ys.max() + 1]
-    out = ""
-    for x0, x1 in _pieces(rows):
-        out += _read_piece(rows[:, x0:x1])
-    return out
+    return " ".join(filter(None, ("".join(_read_piece(rows[:, x0:x1]) for x0, x1 in _pieces(rows)) for rows in _lines(ink))))
+
+
+def _lines(ink: np.ndarray) -> Sequence[np.ndarray]:
+    """The rows of each line; a band too low for a line is the dots of the one below it."""
+    bands = _runs((ink > 0.5).any(1))
+    tallest = max((y1 - y0 for y0, y1 in bands), default=0)
+    lines, top = [], None
+    for y0, y1 in bands:
+        top = y0 if top is None else top
+        if y1 - y0 > 0.4 * tallest:
+            lines.append(ink[top:y1])
+            top = None
+    return lines
+
+
+def _runs(marked: np.ndarray) -> list[tuple[int, int]]:
+    """First and end of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(np.int8), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _read_piece(piece: np.ndarray) -> str:
@@ -104,10 +119,8 @@ def _read_piece(piece: np.ndarray) -> str:
 
 
 def _pieces(ink: np.ndarray) -> Sequence[tuple[int, int]]:
-    columns = (ink > _FAINT).any(0)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], columns.astype(np.int8), [0]])))
     pieces: list[tuple[int, int]] = []
-    for x0, x1 in zip(edges[::2], edges[1::2], strict=True):
+    for x0, x1 in _runs((ink > _FAINT).any(0)):
         parts = max(1, round((x1 - x0) / (0.95 * ink.shape[0]))) if x1 - x0 > 1.45 * ink.shape[0] else 1
         cuts = [x0]
         for k in range(1, parts):

@@ -22,6 +22,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -307,9 +308,15 @@ def _read(response: Any, deadline: float) -> bytes:
 
 
 def _retry_after(headers: Any) -> float | None:
+    """Seconds that the header asks for, as a number or as a date (RFC 9110, 10.2.3)."""
+    value = str(headers.get("Retry-After", "")).strip()
     try:
-        return max(0.0, float(headers.get("Retry-After", "")))
-    except (TypeError, ValueError):
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
 
 

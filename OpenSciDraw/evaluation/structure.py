@@ -5,9 +5,9 @@
     shape, colour       of the true components: found, and of the right shape or palette colour
     arrows              true arrows found between the right two components in the right direction, lines without a head
                         between the right two; wrong ones cost as above
-    labels              labels read exactly at their component (case and look-alikes such as 0 and O aside)
+    labels              labels read exactly at their component (case, spaces and look-alikes such as 0 and O aside)
     one_letter_labels   the same for labels of one letter alone
-    plot_kind           bar chart, line plot or no plot at all
+    plot_kind           diagram, bar chart or line plot
     trend               of each curve; of a bar chart the order of its bars by height
 
 Components are paired with what was read by place (at most a quarter of the picture's side away: a model may arrange a
@@ -92,7 +92,7 @@ def score_structure(picture: Image.Image | None, example: Any) -> Scores:
 
 def _kind(read: ReadFigure) -> str:
     if read.axes is None:
-        return "diagram"
+        return "diagram" if read.components else "nothing"
     return "line" if read.curves and not read.components else "bar" if read.components else "axes"
 
 

@@ -22,6 +22,7 @@ WORK_SIDE = 512  # pixels of the longer side that the work is done at
 _SHAPE_SIDE = 48
 _DOUBT = {"cylinder": 1.7, "rounded rectangle": 1.5}  # an unsteady rectangle is nearer to them than they to a rectangle
 _DARK = 120  # luma below which a pixel is ink
+_FAINT = 200  # luma of a slanted line of one pixel: ink where it joins pixels that are dark
 
 
 @dataclass
@@ -307,8 +308,11 @@ def _arrows(work: _Work, regions: Sequence[_Region], inside: np.ndarray) -> list
 
     unit = work.scale
     free = 1 - cv2.dilate(inside, np.ones((3, 3), np.uint8), iterations=round(0.6 * unit))
-    dark = ((work.luma < _DARK) & (free > 0)).astype(np.uint8)
-    ink = cv2.morphologyEx(dark, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8), iterations=max(1, round(unit / 2)))
+    outside = (free > 0) & (work.luma < _FAINT)
+    ink, dark = (
+        cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8), iterations=max(1, round(unit / 2)))
+        for mask in (outside, outside & (work.luma < _DARK))
+    )
     count, blobs, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     near = [cv2.dilate(r.mask, np.ones((3, 3), np.uint8), iterations=round(4.2 * unit)) for r in regions]
     arrows: list[ReadArrow] = []
@@ -316,14 +320,17 @@ def _arrows(work: _Work, regions: Sequence[_Region], inside: np.ndarray) -> list
         if max(stats[index, cv2.CC_STAT_WIDTH], stats[index, cv2.CC_STAT_HEIGHT]) < 4 * unit:
             continue
         stroke = (blobs == index).astype(np.uint8)
-        contacts = [(k, _centroid(stroke & mask)) for k, mask in enumerate(near) if (stroke & mask).any()]
+        solid = stroke & dark
+        if not solid.any():
+            continue
+        contacts = [(k, _centroid(stroke & mask, solid & mask)) for k, mask in enumerate(near) if (stroke & mask).any()]
         if len(contacts) >= 2:
-            arrows += _connected(stroke, contacts, unit)
+            arrows += _connected(solid, contacts, unit)
     return arrows
 
 
-def _centroid(mask: np.ndarray) -> np.ndarray:
-    ys, xs = np.nonzero(mask)
+def _centroid(mask: np.ndarray, better: np.ndarray) -> np.ndarray:
+    ys, xs = np.nonzero(better if better.any() else mask)
     return np.array([xs.mean(), ys.mean()])
 
 
