@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from OpenSciDraw.models.base import ModelSource
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText
 from OpenSciDraw.train_iteration_funcs.flow_matching import Place
-from OpenSciDraw.train_iteration_funcs.pretraining import caption_language_model_loss
+from OpenSciDraw.train_iteration_funcs.pretraining import caption_language_model_loss, number_names
 from OpenSciDraw.training import Training
 from train_OpenSciDraw_loop import train
 
@@ -74,7 +75,10 @@ def test_the_language_model_loss_is_that_of_transformers_without_pads() -> None:
     batch = Batch(["a", "b", "c"], captions, None, None, None, [])
     config = part(Path("unused"), "Flux2KleinText", "caption_language_model")
     ours = caption_language_model_loss(model, batch, Place(0, 0, 0, 1), config, torch.zeros(1))
-    ids, mask = model.tokenize(captions)
+    chance = random.Random("names:0:0:0")
+    numbered = [number_names(caption, chance) for caption in captions]
+    assert numbered != captions
+    ids, mask = model.tokenize(numbered)
     theirs = model.transformer(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
     torch.testing.assert_close(ours.loss, theirs)
 
@@ -93,3 +97,11 @@ def test_the_start_is_the_same_on_every_build(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     second = load_file(embedded_folder("flux2_klein_tiny_start") / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_names_said_again_carry_the_number_of_their_first_mention() -> None:
+    caption = "Top: a red box labelled 'G'. Bottom: 'Sum' and 'A'. Arrows point from 'A' to 'Sum' and 'G' to 'A'."
+    forms = {number_names(caption, random.Random(seed)) for seed in range(200)}
+    assert {caption, caption.replace("from 'A' to 'Sum' and 'G' to 'A'", "from 'A3' to 'Sum2' and 'G1' to 'A3'")} <= forms
+    assert len(forms) == 2**4  # each of the four on its own
+    assert all(form.startswith(caption[:53]) for form in forms)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,12 +43,30 @@ def vae_reconstruction_loss(
     return LossOutput(per_sample.mean(), per_sample.detach())
 
 
+def number_names(caption: str, chance: random.Random) -> str:
+    """The caption, half of its quoted names that were quoted before with the number of their first mention: 'B' -> 'B2'."""
+    first: dict[str, int] = {}
+
+    def mention(found: re.Match[str]) -> str:
+        name, known = found[1], found[1] in first
+        number = first.setdefault(name, len(first) + 1)
+        return f"'{name}{number}'" if known and chance.random() < 0.5 else found[0]
+
+    return re.sub("'([^']*)'", mention, caption)
+
+
 @TRAIN_ITERATION_FUNCS.register("caption_language_model")
 def caption_language_model_loss(
     model: Flux2KleinText, batch: Batch, place: Place, config: Config, empty_text: Tensor
 ) -> LossOutput:
-    """Cross entropy of each next token of the caption in its chat template (nats a token); pads do not count."""
-    ids, mask = model.tokenize(batch.captions)
+    """Cross entropy of each next token of the caption in its chat template (nats a token); pads do not count.
+
+    Half of the names said again carry their number (`number_names`), so that the states of a name in "from 'A' to 'B'" have
+    to hold which of the parts it names. Plain captions do not ask for that, and a transformer that reads their states
+    has to find out by itself where an arrow's ends lie.
+    """
+    chance = random.Random(f"names:{place.seed}:{place.micro_step}:{place.rank}")
+    ids, mask = model.tokenize([number_names(caption, chance) for caption in batch.captions])
     logits = model.transformer(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     nats = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
     per_sample = nats.sum(1) / mask[:, 1:].sum(1)

@@ -14,7 +14,7 @@ dataset = dict(_delete_=True, type="FigureDataset", figures="drawn:40000:seed=0:
 mixed_precision = "no"  # matrices this small are faster in fp32
 
 train_batch_size = 32
-max_train_steps = 1200
+max_train_steps = 3200
 learning_rate = 2e-3
 lr_warmup_steps = 100
 ema_decay = 0.995
