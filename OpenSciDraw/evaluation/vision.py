@@ -22,6 +22,7 @@ WORK_SIDE = 512  # pixels of the longer side that the work is done at
 _SHAPE_SIDE = 48
 _DOUBT = {"cylinder": 1.7, "rounded rectangle": 1.5}  # an unsteady rectangle is nearer to them than they to a rectangle
 _DARK = 120  # luma below which a pixel is ink
+_AXIS = 165  # luma of an axis, which a model draws less evenly than a program
 _FAINT = 200  # luma of a slanted line of one pixel: ink where it joins pixels that are dark
 
 
@@ -359,7 +360,7 @@ def _connected(stroke: np.ndarray, contacts: Sequence[tuple[int, np.ndarray]], u
 # -- plots --------------------------------------------------------------------------------------------
 def _axes(work: _Work) -> tuple[float, float, float, float] | None:
     """Left, top, right, bottom (work pixels) of an L of long dark lines, or None."""
-    dark = work.luma < _DARK
+    dark = work.luma < _AXIS
     height, width = dark.shape
     runs_down = [(int(x), _longest_run(dark[:, x])) for x in np.flatnonzero(dark.sum(0) > 0.45 * height)]
     runs_across = [(int(y), _longest_run(dark[y])) for y in np.flatnonzero(dark.sum(1) > 0.45 * width)]

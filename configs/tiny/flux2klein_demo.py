@@ -23,12 +23,13 @@ lora_layers = (
 )
 
 optimizer = "AdamW"
-learning_rate = 2e-3
+learning_rate = 5e-3
 lr_scheduler = "cosine"
 lr_warmup_steps = 20
 train_batch_size = 16
 max_train_steps = 300
-timestep_shift = 2.0
+timestep_shift = 10.0  # as the base was trained
+logit_std = 1.5
 gradient_checkpointing = False
 mixed_precision = "bf16"
 dataloader_num_workers = 0

@@ -14,12 +14,13 @@ pretrained_model_name_or_path = "runs/pretrain/base"  # trained VAE and text enc
 encode = dict(figures="drawn:30000:seed=0:style=small", resolution=128, batch_size=32, samples_per_shard=2000, num_workers=0)
 
 train_batch_size = 32
-max_train_steps = 12000
+max_train_steps = 10000
 learning_rate = 1e-3
 lr_warmup_steps = 200
 ema_decay = 0.999
 caption_dropout = 0.1
-timestep_shift = 2.0  # layout and labels are decided where there is much noise
+timestep_shift = 10.0  # the prompt decides where sigma is above 0.8: see docs/embedded-model.md
+logit_std = 1.5
 
 validation_prompts = [draw_figure(1, index, 128, style="small").caption for index in range(16)]
 resolution_list = [[128, 128]]
