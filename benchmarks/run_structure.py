@@ -5,7 +5,7 @@ Command:  python benchmarks/run_structure.py [--count N] [--rich]
 Faultless figures of both small styles first: whatever is below 1 is a mistake of the reading. Then the small style, each figure
 spoiled in one respect: the score that the change is about must fall, by about the share of what was changed, and the others
 little. "Another figure" is what a model that does not read its prompt would get. `--rich` adds the diagrams of the rich
-style at 256 px, which the metric reads less well; tables, networks and plots with numbers are not among them.
+style at 256 px, whose words the metric reads less well; tables, networks and plots with numbers are not among them.
 """
 
 from __future__ import annotations
