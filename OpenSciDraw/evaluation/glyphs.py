@@ -86,7 +86,7 @@ def read_text(ink: np.ndarray) -> str:
 
 def _lines(ink: np.ndarray) -> Sequence[np.ndarray]:
     """The rows of each line; a band too low for a line is the dots of the one below it."""
-    bands = _runs((ink > 0.5).any(1))
+    bands = _runs(ink, 0.5, 1)
     tallest = max((y1 - y0 for y0, y1 in bands), default=0)
     lines, top = [], None
     for y0, y1 in bands:
@@ -97,9 +97,10 @@ def _lines(ink: np.ndarray) -> Sequence[np.ndarray]:
     return lines
 
 
-def _runs(marked: np.ndarray) -> list[tuple[int, int]]:
-    """First and end of every run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(np.int8), [0]])))
+def _runs(ink: np.ndarray, above: float, axis: int) -> list[tuple[int, int]]:
+    """First and end of every run of rows (axis 1) or columns (axis 0) that have ink above `above`."""
+    marked = np.any(ink > above, axis=axis).astype(np.int8)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked, [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
@@ -120,7 +121,7 @@ def _read_piece(piece: np.ndarray) -> str:
 
 def _pieces(ink: np.ndarray) -> Sequence[tuple[int, int]]:
     pieces: list[tuple[int, int]] = []
-    for x0, x1 in _runs((ink > _FAINT).any(0)):
+    for x0, x1 in _runs(ink, _FAINT, 0):
         parts = max(1, round((x1 - x0) / (0.95 * ink.shape[0]))) if x1 - x0 > 1.45 * ink.shape[0] else 1
         cuts = [x0]
         for k in range(1, parts):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from OpenSciDraw.evaluation.examples import Example
 
 TOLERANCE = 0.25  # of the picture's longer side: how far a component may stand from its place
+VERSION = 2  # raise it when a picture may be read otherwise than before
 _UNREAD = ("table", "scatter")
 _ROUND = {"circle": "ellipse"}
 
@@ -52,6 +53,9 @@ class Structure(PictureMetric):
         super().__init__(settings, folder)
         if find_spec("cv2") is None:
             raise UserError("The structure metric needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
+
+    def identity(self) -> dict[str, Any]:
+        return {"version": VERSION}
 
     def score(self, picture: Image.Image | None, example: Example) -> Scores:
         return score_structure(picture, example)
