@@ -257,8 +257,8 @@ def _difference(item: Any) -> str:
     if not isinstance(item, dict) or not finite(item.get("difference")):
         return "–"
     ends = f" ({item['low']:+.3f} to {item['high']:+.3f})" if finite(item.get("low")) and finite(item.get("high")) else ""
-    chance = f", p = {short(item['p'])}" if finite(item.get("p")) else ""
-    said = {"this": ("better", "better"), "other": ("worse", "worse")}.get(str(item.get("better")), ("", "no clear difference"))
+    chance = f", p = {short(float(format(item['p'], '.2g')))}" if finite(item.get("p")) else ""
+    said = {"this": ("better", "better"), "other": ("worse", "worse")}.get(str(item.get("better")), ("", "unclear"))
     return f'<span class="keep">{item["difference"]:+.3f}{ends}{chance} <span class="{said[0]}">{said[1]}</span></span>'
 
 
