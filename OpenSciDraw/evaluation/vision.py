@@ -330,8 +330,9 @@ def _arrows(work: _Work, regions: Sequence[_Region], inside: np.ndarray) -> list
     return arrows
 
 
-def _centroid(mask: np.ndarray, better: np.ndarray) -> np.ndarray:
-    ys, xs = np.nonzero(better if better.any() else mask)
+def _centroid(faint: np.ndarray, solid: np.ndarray) -> np.ndarray:
+    """(x, y) of the middle of the solid ink, or of the faint ink where there is no other."""
+    ys, xs = np.nonzero(solid if solid.any() else faint)
     return np.array([xs.mean(), ys.mean()])
 
 
