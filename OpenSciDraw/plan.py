@@ -32,6 +32,7 @@ from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.store import EncodedStore
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import RESERVE, ActivationBudget, keeps, measure_saved_bytes
+from OpenSciDraw.utils.precision import autocast_type, compute_throughout
 from OpenSciDraw.utils.sharding import block_lists, repeated_blocks
 from OpenSciDraw.utils.text_codec import encoded_bytes
 from OpenSciDraw.utils.trainable import resolve_lora_layers
@@ -206,10 +207,11 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
     trainable.make_trainable(transformer, config.model_copy(update={"lora_layers": present}) if layers else config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.transformer = _as_fake(transformer)
+        compute_throughout(model, transformer, config)
         noisy, text = _inputs(model, shape, config.train_batch_size)
 
         def forward() -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.mixed_precision != "no"):
+            with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
                 return model.velocity(noisy, torch.full((len(noisy),), 0.5), text)
 
         numbers = []
@@ -311,11 +313,11 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
         whole = [sum(p.numel() for p in block.parameters()) for block in blocks]
         learning = plan.trainable / len(blocks) if config.use_lora else max(whole)
         gathered = (max(whole) + (learning if config.use_lora else 0)) * half * 2 + learning * 4
-    copies = plan.trainable * half if not config.use_lora and own > half and engine in ("ddp", "zero2") else 0
+    copies = plan.trainable * half if own > half and engine in ("ddp", "zero2") and config.mixed_precision != "no" else 0
     return {
         "frozen weights": (frozen_blocks + (plan.frozen - in_blocks) * half) / weights_over,
         "trained weights": plan.trainable * own / weights_over,
-        "their copies in half precision": copies if config.gradient_checkpointing else 0,  # else among the activations
+        "their copies in half precision": copies,
         "gradients": plan.trainable * own / state_over,
         "optimizer": plan.trainable * optimizer_bytes(config) / state_over,
         "average (EMA)": plan.trainable * (8 if config.use_ema else 0) / weights_over,  # and the weights it stands in for

@@ -30,10 +30,12 @@ from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
 from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
+from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
+from OpenSciDraw.utils.precision import autocast_type, compute_throughout
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
 from OpenSciDraw.utils.run_log import RunLog, device_name, save_session
 from OpenSciDraw.utils.versions import versions
@@ -63,7 +65,7 @@ class Training:
         self.model = build_model(config)  # before the process group: in one, transformers saves an embedded model on rank 0 alone
         self.sharding, self.zero = sharding.take_request(), zero.take_request()
         self._check_sharding()
-        self.accelerator = build_accelerator(config)
+        self.accelerator = build_accelerator(config, autocast_type(config, self.model))
         self._prepare_torch()
         self.model.device = self.accelerator.device
         self.model.load_vae()
@@ -185,8 +187,11 @@ class Training:
             compile_blocks(model.transformer)
         if self.sharding:
             sharding.shard(model.transformer, self.sharding, accelerator.device, DTYPES[config.mixed_precision])
+            if config.use_lora:
+                Adapters(model.transformer, model.shared_inputs, None)
             trainable.fill(model, config)
         elif not self.zero:
+            self.copies = compute_throughout(model, model.transformer, config)
             sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
@@ -242,7 +247,7 @@ class Training:
             _LOG.info(
                 "effective batch %d = %d a rank x %d accumulated x %d rank(s)%s, %s; steps %d to %d",
                 self.effective_batch, config.train_batch_size, config.gradient_accumulation_steps,
-                accelerator.num_processes, self._spread(), accelerator.mixed_precision, self.step, self.total_steps,
+                accelerator.num_processes, self._spread(), config.mixed_precision, self.step, self.total_steps,
             )  # fmt: skip
 
     def _session(self) -> dict[str, Any]:

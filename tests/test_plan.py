@@ -18,6 +18,7 @@ from OpenSciDraw.plan import count_flops, make_plan, plan_with_changes
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import ActivationBudget, measure_saved_bytes
 from OpenSciDraw.utils.optim import build_optimizer
+from OpenSciDraw.utils.precision import compute_throughout
 
 HERE = {"dataset": {"type": "ArXiVParquetDatasetV2", "base_dir": "nowhere"}, "encode": {"resolution": 128}}
 WIDER = {"num_layers": 3, "num_single_layers": 6, "attention_head_dim": 64, "num_attention_heads": 13, "axes_dims_rope": [16] * 4}
@@ -58,6 +59,7 @@ def test_flops_and_bytes_are_those_of_a_real_step(wide: bool, changes, wider_fol
     real = model.transformer_type.from_config(model.transformer_config()).to(trainable.loading_dtype(config))
     real.requires_grad_(False)
     trainable.make_trainable(real, config)
+    compute_throughout(model, real, config)
     real.train()
     model.transformer = real
     trained = list(trainable.trainable_parameters(real).values())
@@ -71,8 +73,7 @@ def test_flops_and_bytes_are_those_of_a_real_step(wide: bool, changes, wider_fol
     noisy, text = torch.randn(config.train_batch_size, 128, *side), torch.randn(config.train_batch_size, step.shape.text, 192)
 
     def forward() -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            return model.velocity(noisy, torch.full((len(noisy),), 0.5), TextBatch(text.to(DTYPES[config.mixed_precision])))
+        return model.velocity(noisy, torch.full((len(noisy),), 0.5), TextBatch(text.to(DTYPES[config.mixed_precision])))
 
     forward()
     kept = measure_saved_bytes(forward, real)

@@ -168,6 +168,8 @@ class FigureModel(ABC):
     transformer_class: ClassVar[str]
     trained_part: ClassVar[str] = "transformer"  # the component of the diffusers folder that trains
     pipeline_class: ClassVar[Any]
+    # layers of one module that are called with the same tensor: their adapters are computed together (utils/adapters.py)
+    shared_inputs: ClassVar[tuple[tuple[str, ...], ...]] = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
     def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
         self.requested_source = source

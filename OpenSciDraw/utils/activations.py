@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.utils.adapters import copies_of_parameters
 from OpenSciDraw.utils.sharding import repeated_blocks
 
 RESERVE = 0.15  # of the device's memory, for "auto": fragmentation, one block's recomputation, the rest of the step
@@ -40,8 +41,8 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 class SavedBytes:
     """`with SavedBytes(module, inputs) as saved:` notes what autograd keeps meanwhile; `saved.total` is its bytes now.
 
-    Not counted: `inputs`, and the parameters and buffers of `module`, which linear layers keep as views. Nor are weights that
-    FSDP2 gathered for the forward: their storage is empty again afterwards, or it is the parameter's own. Works on meta.
+    Not counted: `inputs`; parameters of `module`, which linear layers keep as views, their copies, and buffers. Nor are weights
+    that FSDP2 gathered for the forward: their storage is empty again afterwards, or it is the parameter's own. Works on meta.
     """
 
     def __init__(self, module: nn.Module, inputs: Iterable[Tensor] = ()):
@@ -55,7 +56,8 @@ class SavedBytes:
 
     @property
     def total(self) -> int:
-        skip = {_storage(tensor) for tensor in (*self._inputs, *self._module.parameters(), *self._module.buffers())}
+        module = self._module
+        skip = {_storage(t) for t in (*self._inputs, *module.parameters(), *module.buffers(), *copies_of_parameters(module))}
         return sum(storage.nbytes() for key, storage in self._kept.items() if key not in skip)
 
     def __enter__(self) -> SavedBytes:

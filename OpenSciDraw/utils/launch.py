@@ -22,8 +22,10 @@ from OpenSciDraw.errors import UserError
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)
 
 
-def build_accelerator(config: Config) -> Accelerator:
+def build_accelerator(config: Config, autocast: str) -> Accelerator:
     """accelerate for one process, DDP, or (with the model left out, see sharding.py) FSDP2.
+
+    `autocast`: "no", "fp16" or "bf16", see precision.py.
 
     Raises:
         UserError: a tracker that is not installed; a launcher that contradicts the config.
@@ -36,7 +38,7 @@ def build_accelerator(config: Config) -> Accelerator:
         raise UserError(f"report_to = {missing}: not installed. pip install 'OpenSciDraw[{extra}]', or set report_to = 'none'.")
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        mixed_precision=config.mixed_precision,
+        mixed_precision=autocast,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
@@ -48,7 +50,7 @@ def build_accelerator(config: Config) -> Accelerator:
         ],
     )
     real = (accelerator.gradient_accumulation_steps, accelerator.mixed_precision, accelerator.num_processes)
-    asked = (config.gradient_accumulation_steps, config.mixed_precision, int(os.environ.get("WORLD_SIZE", "1")))
+    asked = (config.gradient_accumulation_steps, autocast, int(os.environ.get("WORLD_SIZE", "1")))
     if real != asked:
         raise UserError(
             f"accelerate runs with (accumulation, precision, processes) = {real}, the config and the launcher ask for "

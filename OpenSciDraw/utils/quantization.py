@@ -23,6 +23,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.utils import trainable
+from OpenSciDraw.utils.precision import compute_throughout
 from OpenSciDraw.utils.sharding import repeated_blocks
 
 
@@ -89,6 +90,7 @@ def unquantized(model: FigureModel, config: Config, parameters: dict[str, nn.Par
     try:
         model.load_transformer()
         trainable.make_trainable(model.transformer, config)
+        compute_throughout(model, model.transformer, config)
         with torch.no_grad():
             for name, parameter in trainable.trainable_parameters(model.transformer).items():
                 parameter.copy_(parameters[name])

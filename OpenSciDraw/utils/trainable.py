@@ -21,10 +21,10 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.utils import checkpoint
+from OpenSciDraw.utils.adapters import ADAPTER, AdaptedLinear
 from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
 from OpenSciDraw.utils.sharding import copy_into, gathered
 
-ADAPTER = "default"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
 
 
@@ -100,10 +100,9 @@ def add_lora(transformer: Any, config: Config) -> list[str]:
     """
     layers = resolve_lora_layers(transformer, config.lora_layers)
     with torch.random.fork_rng(devices=[]):
-        transformer.add_adapter(
-            LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=layers),
-            adapter_name=ADAPTER,
-        )
+        adapter = LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=layers)
+        adapter._register_custom_module({nn.Linear: AdaptedLinear})
+        transformer.add_adapter(adapter, adapter_name=ADAPTER)
     made = [name for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
     if made != layers:
         raise UserError(f"PEFT made adapters on {len(made)} layers, {len(layers)} were asked for: {set(made) ^ set(layers)}")
