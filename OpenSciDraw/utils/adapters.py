@@ -35,7 +35,7 @@ class AdaptedLinear(lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         alone = self.active_adapters == [ADAPTER] and not self.merged and not self.disable_adapters and not args and not kwargs
-        if self.group is None or not alone or torch.is_autocast_enabled(x.device.type):
+        if self.group is None or not alone or _in_autocast(x):
             return super().forward(x, *args, **kwargs)
         if self.training and isinstance(self.lora_dropout[ADAPTER], nn.Dropout) or not is_plain(self.base_layer):
             return self._add_to_base(x)
@@ -54,6 +54,11 @@ class AdaptedLinear(lora.Linear):
         y = self.base_layer(rows)
         hidden = self.lora_dropout[ADAPTER](rows) @ down.T
         return y.addmm_(hidden, up.T, alpha=self.scaling[ADAPTER]).unflatten(0, x.shape[:-1])
+
+
+def _in_autocast(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # meta has none
 
 
 def is_plain(layer: nn.Module) -> bool:
