@@ -23,7 +23,6 @@ def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing it
 
 def loop(run) -> int:  # type: ignore[no-untyped-def]
     """Batches -> loss -> step, with validation and checkpoints at their cadence. Returns the exit code."""
-    from OpenSciDraw.train_iteration_funcs.flow_matching import check_finite
     from OpenSciDraw.training import EXIT_PREEMPTED
     from OpenSciDraw.utils.optim import effective_rate
 
@@ -36,12 +35,12 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
             with accelerator.autocast():
                 output = run.objective(run.model, batch, run.place(), config, run.empty_text)
             run.backward(output.loss)
-            check_finite("Loss", output.loss, output, batch, run.step)  # after backward: a GPU is not kept waiting for it
+            run.finite.note("Loss", output.loss, output, batch, run.step)
             grad_norm = None
             if accelerator.sync_gradients:
                 grad_norm = run.clip_gradients()
                 if accelerator.scaler is None:  # fp16's scaler skips such a step itself and lowers its scale
-                    check_finite("Gradient norm", grad_norm, output, batch, run.step)
+                    run.finite.note("Gradient norm", grad_norm, output, batch, run.step)
             run.optimizer.step()
             run.optimizer.zero_grad()
         run.micro_step += 1

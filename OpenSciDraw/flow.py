@@ -103,6 +103,13 @@ def keyed_noise(seed: int, step: int, sample_ids: Sequence[str], shape: Sequence
     return torch.stack([torch.randn(*shape, generator=keyed_generator("noise", seed, step, s)) for s in sample_ids])
 
 
+def noise_of(noise: Tensor | None, seed: int, step: int, sample_ids: Sequence[str], clean: Tensor) -> Tensor:
+    """Noise like `clean` (B, C, h, w), on its device: `noise` (B, C h w) of `keyed_noise`, or drawn now. The same bits."""
+    if noise is None:
+        noise = keyed_noise(seed, step, sample_ids, clean.shape[1:])
+    return noise.to(clean.device, non_blocking=True).view(clean.shape)
+
+
 def keyed_uniform(name: str, seed: int, step: int, sample_ids: Sequence[str]) -> Tensor:
     """Uniform numbers (B,) in [0, 1), each keyed by (name, seed, step, sample)."""
     return torch.cat([torch.rand(1, generator=keyed_generator(name, seed, step, s)) for s in sample_ids])

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.config_file import save_config
-from OpenSciDraw.datasets.arxiv_parquet import BatchReader, ReadAhead
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered
+from OpenSciDraw.datasets.arxiv_parquet import ReadAhead
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.flow import keyed_generator
@@ -33,6 +34,7 @@ from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
 from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.files import naming_full_disk
+from OpenSciDraw.utils.finite import FiniteCheck
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
 from OpenSciDraw.utils.precision import autocast_type, compute_throughout
@@ -77,6 +79,7 @@ class Training:
         self._build_transformer()
         self.step, self.micro_step, self.stop_signal = 0, 0, 0
         self._bad: dict[str, str] = {}
+        self.finite = FiniteCheck(self.accelerator.device)
         self._resume()
         self._open_log()
 
@@ -131,8 +134,9 @@ class Training:
         order: Any = self.sampler
         if config.dataset.is_remote and config.dataset.read_ahead_batches:
             order = ReadAhead(self.sampler, workers, config.dataset.read_ahead_batches)
+        self.order = Numbered(order)
         self.loader: DataLoader[Batch] = DataLoader(
-            BatchReader(self.dataset), batch_size=None, sampler=order, num_workers=workers,
+            BatchReader(self.dataset, config.seed), batch_size=None, sampler=self.order, num_workers=workers,
             persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
             pin_memory=place.device.type == "cuda",
         )  # fmt: skip
@@ -169,7 +173,7 @@ class Training:
                 self.model.free_text_encoder()
         else:
             self.prompts = PromptSet([], [], empty)
-        self.empty_text = empty
+        self.empty_text = empty.to(self.model.device)
 
     def _build_transformer(self) -> None:
         """Weights -> what trains -> spread over the devices -> optimizer, schedule, average."""
@@ -272,6 +276,7 @@ class Training:
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the resumed place on, epoch after epoch, until the last step is done."""
         while self.step < self.total_steps:
+            self.order.first = self.micro_step
             iterator = iter(self.loader)
             while self.step < self.total_steps:
                 start = time.perf_counter()
@@ -353,6 +358,7 @@ class Training:
 
     def validate(self) -> None:
         """Held-out loss and pictures, in the metrics and in validation_images/."""
+        self.finite.settle()
         start = time.perf_counter()
         with ExitStack() as weights:
             if self.average and self.config.validate_with_ema:
@@ -368,6 +374,7 @@ class Training:
     # -- state ---------------------------------------------------------------------------------
     def save_checkpoint(self) -> None:
         """One checkpoint of this step: every rank gives its part, rank 0 writes."""
+        self.finite.settle()
         start, write = time.perf_counter(), self.accelerator.is_main_process
         with checkpoint.CheckpointWriter(self.output_dir, self.step, write) as folder:
             self._save_weights(folder, write)

@@ -33,7 +33,8 @@ import pyarrow as pa
 import torch
 from report import Result, in_turn, ratio
 
-from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, BatchReader, ReadAhead
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered
+from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead
 from OpenSciDraw.datasets.buckets import buckets
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
 from OpenSciDraw.shards import (
@@ -135,7 +136,8 @@ def open_once(folder: str) -> None:
     workers = {}
     for way in ("fork", "spawn"):
         loader = torch.utils.data.DataLoader(
-            BatchReader(dataset), batch_size=None, sampler=ReadAhead(sampler, 1, 1), num_workers=1, multiprocessing_context=way
+            BatchReader(dataset, 0), batch_size=None, sampler=Numbered(ReadAhead(sampler, 1, 1)), num_workers=1,
+            multiprocessing_context=way,
         )
         begin = time.perf_counter()
         next(iter(loader))

@@ -23,7 +23,8 @@ from conftest import REPO
 from test_store import CONTRACT, figure_row, make_store
 from torch.utils.data import DataLoader
 
-from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, BatchReader, ReadAhead, StoreRows
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered
+from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead, StoreRows
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.remote import Patience, Remote, RemoteFolder
@@ -259,7 +260,8 @@ def test_data_workers_read_ahead_each_with_a_connection_of_its_own(way: str, s3,
     dataset.read(0)  # the parent is connected before it forks
     batches = [[row, row + 1, row + 2] for row in range(0, ROWS, 3)]
     loader = DataLoader(
-        BatchReader(dataset), batch_size=None, sampler=ReadAhead(batches, 2, 2), num_workers=2, multiprocessing_context=way  # type: ignore[arg-type]
+        BatchReader(dataset, 0), batch_size=None, sampler=Numbered(ReadAhead(batches, 2, 2)), num_workers=2,
+        multiprocessing_context=way,  # type: ignore[arg-type]
     )  # fmt: skip
     found = list(loader)
     assert [i for batch in found for i in batch.sample_ids] == [f"paper{row}/fig.png" for row in range(ROWS)]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.legacy import LegacyRows
@@ -262,16 +262,3 @@ class ReadAhead(Sampler[tuple[list[int], list[int]]]):
             yield queue[0], [row for batch in coming for row in batch]
             queue.popleft()
             queue.extend(itertools.islice(source, 1))
-
-
-class BatchReader(Dataset[Batch]):
-    """Maps a batch's indices, alone or as ReadAhead gives them, to the batch: DataLoader with batch_size=None."""
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, item: Sequence[int] | tuple[list[int], list[int]]) -> Batch:  # type: ignore[override]
-        return self.dataset.batch(*item) if isinstance(item, tuple) else self.dataset.batch(item)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class Batch:
     """B samples of one bucket.
 
     `latents` (B, C, h, w) raw or None; `text` B tensors (L_i, D) or None; `pixels` (B, 3, H, W) or None;
-    `bad` the rows that were asked for and could not be read.
+    `bad` the rows that were asked for and could not be read; `noise` (B, C h w) keyed by `micro_step` and sample, where the data
+    workers have drawn it (datasets/ahead.py).
     """
 
     sample_ids: list[str]
@@ -45,6 +46,17 @@ class Batch:
     text: list[Tensor] | None
     pixels: Tensor | None
     bad: list[BadRow]
+    noise: Tensor | None = None
+    micro_step: int = -1
+
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU copies from while the program goes on; DataLoader calls this in a thread of its own."""
+
+        def pinned(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.pin_memory()
+
+        text = None if self.text is None else [row.pin_memory() for row in self.text]
+        return replace(self, latents=pinned(self.latents), text=text, pixels=pinned(self.pixels), noise=pinned(self.noise))
 
     def require_pixels(self) -> Tensor:
         if self.pixels is None:

@@ -346,6 +346,10 @@ class FigureModel(ABC):
         """(C, h, w) of the raw latents of an (H, W) picture; the VAE must be loaded."""
 
     # -- the forward --------------------------------------------------------------------------
+    def use_few_kernels(self, transformer: nn.Module) -> None:
+        """Replace parts of `transformer` by ones that compute the same bits with less work; before it trains."""
+        return None
+
     @abstractmethod
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) -> what the transformer denoises (B, Cn, hn, wn), fp32."""

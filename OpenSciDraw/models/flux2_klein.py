@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.models import flux2_blocks
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
 from OpenSciDraw.registry import MODELS
 
@@ -130,6 +131,9 @@ class Flux2Klein(FigureModel):
         return self.vae.config.latent_channels, height // stride, width // stride
 
     # -- the forward --------------------------------------------------------------------------
+    def use_few_kernels(self, transformer: nn.Module) -> None:
+        flux2_blocks.use_few_kernels(transformer)
+
     def _bn(self) -> tuple[Tensor, Tensor]:
         bn, eps = self.vae.bn, self.vae.config.batch_norm_eps
         mean = bn.running_mean.view(1, -1, 1, 1).float()
@@ -149,8 +153,8 @@ class Flux2Klein(FigureModel):
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch) -> Tensor:
         batch, _, height, width = noisy.shape
         # int64 ids: in bf16 only 513 of the first 1024 positions stay distinct
-        img_ids = Flux2KleinPipeline._prepare_latent_ids(noisy).to(noisy.device)
-        txt_ids = Flux2KleinPipeline._prepare_text_ids(text.embeds).to(noisy.device)
+        img_ids = Flux2KleinPipeline._prepare_latent_ids(noisy).to(noisy.device, non_blocking=True)
+        txt_ids = Flux2KleinPipeline._prepare_text_ids(text.embeds).to(noisy.device, non_blocking=True)
         out = self.transformer(
             hidden_states=Flux2KleinPipeline._pack_latents(noisy).to(self.weight_dtype),
             encoder_hidden_states=text.embeds.to(self.weight_dtype),

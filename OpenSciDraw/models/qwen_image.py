@@ -100,7 +100,7 @@ class QwenImage(FigureModel):
         embeds = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         if bool((lengths == lengths[0]).all()):
             return TextBatch(embeds)  # attention without a mask is faster
-        return TextBatch(embeds, (torch.arange(embeds.shape[1]) < lengths[:, None]).to(embeds.device))
+        return TextBatch(embeds, (torch.arange(embeds.shape[1]) < lengths[:, None]).to(embeds.device, non_blocking=True))
 
     def text_shape(self) -> tuple[int, int]:
         config = load_component(Qwen2_5_VLConfig, self.source, "text_encoder")

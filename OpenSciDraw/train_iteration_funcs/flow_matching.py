@@ -52,13 +52,14 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     """
     ids = batch.sample_ids
     with torch.autocast(model.device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
-        latents = batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels())
+        stored = batch.latents
+        latents = model.encode_images(batch.require_pixels()) if stored is None else stored.to(model.device, non_blocking=True)
         rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
         clean = model.normalize(latents)
 
     dropped = flow.keyed_uniform("caption_dropout", place.seed, place.micro_step, ids) < config.caption_dropout
     rows = [empty_text if drop else row for row, drop in zip(rows, dropped.tolist(), strict=True)]
-    text = model.collate_text([row.to(clean.device) for row in rows])
+    text = model.collate_text([row.to(clean.device, non_blocking=True) for row in rows])
 
     first = place.rank * config.train_batch_size
     quantile = flow.stratified_quantiles(
@@ -68,30 +69,12 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
         quantile, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
     )
     shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
-    sigma = flow.shift_sigma(sigma, shift).to(clean.device)
-    noise = flow.keyed_noise(place.seed, place.micro_step, ids, clean.shape[1:]).to(clean.device)
+    sigma = flow.shift_sigma(sigma, shift).to(clean.device, non_blocking=True)
+    drawn = batch.noise if batch.micro_step == place.micro_step else None
+    noise = flow.noise_of(drawn, place.seed, place.micro_step, ids, clean)
 
     predicted = model.velocity(flow.interpolate(clean, noise, sigma), sigma, text)
     error = predicted.float() - flow.velocity_target(clean, noise)
     per_sample = error.pow(2).flatten(1).mean(1)
     loss = (flow.loss_weight(sigma, config.weighting_scheme) * per_sample).mean()
     return LossOutput(loss, per_sample.detach(), sigma.detach())
-
-
-def check_finite(name: str, value: Tensor, output: LossOutput, batch: Batch, step: int) -> None:
-    """Stop before a bad step.
-
-    Raises:
-        FloatingPointError: `value` (the loss, the gradients' norm) is not finite; names the step and the rows.
-    """
-    if not torch.isfinite(value):
-        levels = [""] * len(batch.sample_ids) if output.sigma is None else [f" at sigma {s:.3f}" for s in output.sigma.tolist()]
-        rows = ", ".join(
-            f"{sample} (loss {loss:.3g}{level})"
-            for sample, loss, level in zip(batch.sample_ids, output.per_sample.tolist(), levels, strict=True)
-        )
-        raise FloatingPointError(
-            f"{name} is {value.item()} at step {step}: stopped before the optimizer step. Rows: {rows}. "
-            "The last checkpoint is untouched. Look at these rows with `scienceflow verify`; if they are fine, "
-            "lower learning_rate or use mixed_precision='bf16'."
-        )

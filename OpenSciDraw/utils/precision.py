@@ -30,6 +30,8 @@ def compute_throughout(model: FigureModel, transformer: nn.Module, config: Confi
     FSDP2 and DeepSpeed make their copies themselves and do not need this.
     """
     bf16 = autocast_type(config, model) != config.mixed_precision
+    if config.mixed_precision != "fp16":
+        model.use_few_kernels(transformer)
     if config.use_lora:
         return Adapters(transformer, model.shared_inputs, DTYPES["bf16"] if bf16 else None)
     if bf16 and any(p.dtype == torch.float32 for p in transformer.parameters()):

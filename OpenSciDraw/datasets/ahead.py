@@ -1,0 +1,49 @@
+"""What the data workers do before a batch is asked for: they read it, and draw its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import Dataset, Sampler
+
+from OpenSciDraw import flow
+from OpenSciDraw.datasets.batch import Batch
+
+Rows = Sequence[int] | tuple[list[int], list[int]]  # a batch, alone or with the rows that are read after it
+
+
+class Numbered(Sampler[tuple[int, Any]]):
+    """The sampler's batches with the micro-step that each will be: `first` is that of the next batch when iteration starts."""
+
+    def __init__(self, sampler: Any):
+        self.sampler, self.first = sampler, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return enumerate(self.sampler, self.first)
+
+
+class BatchReader(Dataset[Batch]):
+    """Maps a numbered batch of indices to the batch: DataLoader with batch_size=None.
+
+    Noise is half a million normals for a figure of 1024 px; it is a function of (seed, micro-step, sample), so who draws it
+    changes nothing. Batches of pixels leave it to the training process, which knows the latents' shape.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, Rows]) -> Batch:
+        micro_step, rows = item
+        batch: Batch = self.dataset.batch(*rows) if isinstance(rows, tuple) else self.dataset.batch(rows)
+        if batch.latents is None:
+            return batch
+        noise = flow.keyed_noise(self.seed, micro_step, batch.sample_ids, (batch.latents[0].numel(),))
+        return replace(batch, noise=noise, micro_step=micro_step)
