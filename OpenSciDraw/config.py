@@ -124,6 +124,10 @@ class EncodeConfig(_Section):
     text_storage: Literal["bf16", "int8", "fp8"] = key(
         "bf16", "Encode", "Prompt embeddings on disk: 'bf16' is exact, 'int8' and 'fp8' take half (docs/encode.md has the errors)."
     )
+    vae_precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
+        "auto", "Encode", "What the VAE encodes in: 'fp32' is exact; 'auto' = the fastest whose error in the latents is no larger "
+        "than rounding to bf16 (fp32 on a CPU), kept in a store that is there.",
+    )  # fmt: skip
     samples_per_shard: int = key(256, "Encode", "Rows of one shard, the unit of resuming.", "rows", ge=1)
     batch_size: int = key(4, "Encode", "Figures or captions encoded at once.", "samples", ge=1)
     num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)

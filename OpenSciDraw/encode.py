@@ -1,4 +1,4 @@
-"""`scienceflow encode`: figures -> store, sharded and resumable; `scienceflow verify`: is a store what it says?
+"""`scienceflow encode`: figures -> store, sharded and resumable.
 
 What goes into which shard is a function of the list of figures alone, so any number of processes can
 work on it side by side (shard i belongs to process i mod n) without talking to each other, and a run
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -32,6 +31,7 @@ from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.models.vae_precision import PICTURES, choose
 from OpenSciDraw.staging import Staging
 from OpenSciDraw.store import (
     EMPTY_PROMPT,
@@ -41,9 +41,9 @@ from OpenSciDraw.store import (
     TEXT_SCHEMA,
     Contract,
     Row,
-    StoreTable,
     index_path,
     read_shard_info,
+    recorded_precision,
     require_space,
     text_key,
     write_shard,
@@ -151,6 +151,7 @@ def main(config: Config, engine: str = "local") -> int:
     model.download(["vae", "text_encoder"] if captions else ["vae"])  # their fingerprints belong to the contract
     model.load_vae()
     _require_sides(model, encode.resolution)
+    model.vae_precision = _vae_precision(model, encode, refs, target)
     contract = model.contract()
     picture = {"resolution": encode.resolution, "fit": "scaled into the bucket, padded with the border colour"}
     figures_contract = replace(contract, text={}, picture=picture)
@@ -203,6 +204,25 @@ def _source(config: Config) -> str:
             "would be taken for figures. Choose a folder outside."
         )
     return source
+
+
+def _vae_precision(model: FigureModel, encode: EncodeConfig, refs: Sequence[FigureRef], target: Target) -> str:
+    """encode.vae_precision; for "auto" what the store has that is to be finished, or else what its first figures allow."""
+    if encode.vae_precision != "auto":
+        return encode.vae_precision
+    for shard in target.shards("figures"):
+        if (info := read_shard_info(shard)) is not None:
+            return recorded_precision(info.contract)
+    return choose(model, itertools.islice(_pictures(refs, encode), PICTURES))
+
+
+def _pictures(refs: Sequence[FigureRef], encode: EncodeConfig) -> Iterator[Tensor]:
+    """Usable figures as the VAE takes them, (1, 3, H, W)."""
+    for ref in refs:
+        try:
+            yield to_model_range(prepare(ref, encode).pixels)[None]
+        except RejectedFigure:
+            continue  # it is named when its turn comes
 
 
 def _require_sides(model: FigureModel, resolution: int) -> None:
@@ -414,71 +434,3 @@ def _summarise(target: Target, figures: list[Work], text: list[Work], rejected: 
         _LOG.info("%d figures rejected (%s): %s", len(all_rejected), folder / "rejected.jsonl", counts)
     if not rows:
         raise UserError(f"Every figure was rejected: see {folder / 'rejected.jsonl'}.")
-
-
-# -- verify ------------------------------------------------------------------------------------
-def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[str]) -> int:
-    """Check every shard against its checksum and contract, and decode `samples` figures to pictures.
-
-    `target` is a config file (then its model decodes the pictures and its contract is compared) or a store
-    folder (checks alone). Returns 1 when something is damaged.
-    """
-    config: Config | None = None
-    if target.endswith(".py"):
-        from OpenSciDraw.config_file import load_config
-
-        config = load_config(target, overrides)
-    folder = store_folder(config) if config is not None else Path(target)
-    tables = {"latents": StoreTable(folder / "figures", FIGURE_PARTS)}
-    if (folder / "text").is_dir():
-        tables["text"] = StoreTable(folder / "text", TEXT_PARTS)
-    problems = [problem for table in tables.values() for problem in _missing_shards(table)]
-    for part, table in tables.items():
-        for shard in tqdm(range(len(table.shards)), desc=f"verify {part}", unit="shard"):
-            try:
-                table.verify_shard(shard)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-        _LOG.info("%s: %d rows in %d shards, statistics of the first: %s", part, len(table), len(table.shards),
-                  table.infos[0].facts["statistics"])  # fmt: skip
-    if config is not None:
-        model = build_model(config, Place.here().device())
-        model.load_vae()
-        for part, table in tables.items():
-            model.contract().require(table.contract, (part,), folder)
-        problems += _decode_samples(model, tables["latents"], samples, Path(out) if out else folder / "verify")
-    for problem in problems:
-        _LOG.error("damaged: %s", problem)
-    _LOG.info("%s: %s", folder, f"{len(problems)} problem(s)" if problems else "every shard is what was written")
-    return 1 if problems else 0
-
-
-def _missing_shards(table: StoreTable) -> list[str]:
-    """Shards that must have been there: their index is left, or a later one is there."""
-    names = {shard.name for shard in table.shards}
-    last = max(int(shard.stem) for shard in table.shards)
-    expected = {f"{number:05d}.parquet" for number in range(last + 1)}
-    folder = Path(table.folder)
-    expected |= {index.name.replace(".index.arrow", ".parquet") for index in folder.glob("[0-9]*.index.arrow")}
-    return [f"{folder / name}: the shard is missing" for name in sorted(expected - names)]
-
-
-def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> list[str]:
-    """Decode evenly spaced rows and write them with their captions. Returns what is wrong with rows that cannot be read."""
-    out.mkdir(parents=True, exist_ok=True)
-    problems = []
-    rows = np.unique(np.linspace(0, len(table) - 1, min(samples, len(table))).astype(int)).tolist()
-    for row in rows:
-        try:
-            latents = table.tensor(row)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-            continue
-        picture = model.decode(model.normalize(latents.float()[None].to(model.device)))[0]
-        pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        name = f"{row:07d}"
-        Image.fromarray(pixels).crop(tuple(table.value("placement", row))).save(out / f"{name}.png")
-        text = f"{table.value('id', row)}\n{table.value('caption', row)}\n"
-        (out / f"{name}.txt").write_text(text, encoding="utf-8")
-    _LOG.info("%d pictures decoded from the store: %s", len(rows) - len(problems), out)
-    return problems

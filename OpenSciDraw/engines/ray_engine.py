@@ -200,10 +200,12 @@ class _Encoder:
         """Raises UserError when this machine's files are not those of the machine that wrote the contract."""
         from OpenSciDraw.encode import Place
         from OpenSciDraw.models.base import build_model
+        from OpenSciDraw.shards import recorded_precision
 
         model = build_model(self.config, Place(0, 1, 0).device())
         model.download([self.component])
         model.load_empty_vae()
+        model.vae_precision = recorded_precision(self.contract)  # what "auto" was found to mean where the command was started
         differences = self.contract.differences(model.contract(), [self.part])
         if differences:
             raise UserError(

@@ -73,10 +73,8 @@ class QwenImage(FigureModel):
     def pixel_multiple(self) -> int:
         return 2 * self._stride  # VAE stride x 2x2 patch
 
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        film = pixels.to(self.device, self.vae.dtype).unsqueeze(2)  # the VAE is one for films: (B, 3, frames, H, W)
-        return self.vae.encode(film).latent_dist.mode().squeeze(2)
+    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
+        return vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)  # the VAE is one for films: (B, 3, frames, H, W)
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
         inputs = self._tokenizer(
