@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,14 @@ from OpenSciDraw.store import (
     text_key,
     write_shard,
 )  # fmt: skip
+from OpenSciDraw.utils.background import Background, Handover, HostCopies, stacked
 from OpenSciDraw.utils.text_codec import encoded_bytes
 
 _LOG = logging.getLogger("OpenSciDraw")
+_WAITING_BYTES = 500_000_000  # of captions' embeddings between the device and the file
+_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 _ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
+CaptionBatch = tuple[Sequence[str], HostCopies]
 
 
 @dataclass(frozen=True)
@@ -172,14 +176,25 @@ def main(config: Config, engine: str = "local") -> int:
 
 
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
+    """Encode shards of captions; a thread writes rows while the next ones are computed, and finishes one shard beside the next."""
     if not todo:
         return
     total = sum(len(work.items) for work in todo)
     model.load_text_encoder()
-    with tqdm(total=total, desc="captions", unit="caption") as bar:
+    batch_bytes = encode.batch_size * encoded_bytes(model.text_shape(), "bfloat16")
+    waiting = max(2, _WAITING_BYTES // batch_bytes)
+
+    def write(work: Work, batches: Iterable[CaptionBatch]) -> None:
+        write_captions(work, batches, contract)
+        target.finished(work.path)
+
+    with tqdm(total=total, desc="captions", unit="caption") as bar, Background() as writer:
         for work in todo:
-            encode_captions(model, work, contract, encode.batch_size, bar)
-            target.finished(work.path)
+            batches: Handover[CaptionBatch] = Handover(waiting, writer.check)
+            writer.submit(write, work, batches)
+            with batches:
+                for batch in caption_batches(model, work.items, encode.batch_size, bar):
+                    batches.put(batch)
     model.free_text_encoder()
     if model.truncated_prompts:
         _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
@@ -298,16 +313,25 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
 
 # -- captions ----------------------------------------------------------------------------------
 def encode_captions(model: FigureModel, work: Work, contract: Contract, batch_size: int, bar: tqdm) -> None:
-    """Encode and write a shard of captions, row by row: a whole one may not fit into memory."""
-    write_shard(work.path, TEXT_SCHEMA, _caption_rows(model, work.items, batch_size, bar), contract, {"work": work.digest})
+    """Encode and write a shard of captions in this thread."""
+    write_captions(work, caption_batches(model, work.items, batch_size, bar), contract)
 
 
-def _caption_rows(model: FigureModel, captions: Sequence[str], batch_size: int, bar: tqdm) -> Iterator[Row]:
+def caption_batches(model: FigureModel, captions: Sequence[str], batch_size: int, bar: tqdm) -> Iterator[CaptionBatch]:
     for start in range(0, len(captions), batch_size):
         batch = captions[start : start + batch_size]
-        for caption, tensor in zip(batch, model.encode_prompts(batch), strict=True):
-            yield Row({"key": text_key(caption), "caption": caption}, tensor)
+        yield batch, HostCopies(model.encode_prompts(batch))
         bar.update(len(batch))
+
+
+def write_captions(work: Work, batches: Iterable[CaptionBatch], contract: Contract) -> None:
+    """Write a shard of captions, row by row: a whole one may not fit into memory."""
+    rows = (
+        Row({"key": text_key(caption), "caption": caption}, tensor)
+        for captions, copies in batches
+        for caption, tensor in zip(captions, copies.wait(), strict=True)
+    )
+    write_shard(work.path, TEXT_SCHEMA, rows, contract, {"work": work.digest})
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -352,12 +376,15 @@ def _encode_figures(
         Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
         prefetch_factor=16 if encode.num_workers else None,
     )  # fmt: skip
-    decoded = iter(loader)  # one stream over all shards: workers decode the next shard while this one is written
-    with tqdm(total=len(refs), desc="figures", unit="figure") as bar:
+    decoded = iter(loader)  # one stream over all shards; its processes begin before there is a thread, which they would inherit
+
+    def write(work: Work, rows: list[Row], rejections: list[Rejection]) -> None:
+        write_figures(work, rows, rejections, contract)
+        finished(work.path)
+
+    with tqdm(total=len(refs), desc="figures", unit="figure") as bar, Background() as writer:
         for work in todo:
-            rows, rejections = figure_rows(model, decoded, len(work.items), encode.batch_size, bar)
-            write_figures(work, rows, rejections, contract)
-            finished(work.path)
+            writer.submit(write, work, *figure_rows(model, decoded, len(work.items), encode.batch_size, bar))
 
 
 def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
@@ -374,7 +401,7 @@ def figure_rows(
     A batch of one bucket is encoded as soon as it is full, while the workers decode on.
     """
     waiting: defaultdict[Bucket, list[Prepared]] = defaultdict(list)
-    rows: defaultdict[Bucket, list[Row]] = defaultdict(list)
+    encoded: defaultdict[Bucket, list[tuple[list[Prepared], HostCopies]]] = defaultdict(list)
     rejections: list[Rejection] = []
     for item in itertools.islice(decoded, count):
         if isinstance(item, Rejection):
@@ -383,18 +410,23 @@ def figure_rows(
             continue
         waiting[item.bucket].append(item)
         if len(waiting[item.bucket]) == batch_size:
-            rows[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), bar)
+            encoded[item.bucket].append(_encode_batch(model, waiting.pop(item.bucket), bar))
     for bucket, items in waiting.items():
-        rows[bucket] += _encode_batch(model, items, bar)
-    return [row for bucket in sorted(rows) for row in rows[bucket]], rejections
+        encoded[bucket].append(_encode_batch(model, items, bar))
+    batches = [batch for bucket in sorted(encoded) for batch in encoded[bucket]]
+    return [row for items, latents in batches for row in _figure_rows(items, latents)], rejections
 
 
-def _encode_batch(model: FigureModel, items: list[Prepared], bar: tqdm) -> list[Row]:
-    """Rows of figures of one bucket, their latents already in the store's bf16 on the CPU: a whole shard waits there."""
-    pixels = torch.stack([item.pixels for item in items])
-    latents = model.encode_images(to_model_range(pixels.to(model.device))).to("cpu", torch.bfloat16)
+def _encode_batch(model: FigureModel, items: list[Prepared], bar: tqdm) -> tuple[list[Prepared], HostCopies]:
+    """Figures of one bucket without their pixels, and their latents in the store's bf16, on their way to the CPU."""
+    pixels = stacked([item.pixels for item in items], model.device)
+    latents = HostCopies([model.encode_images(to_model_range(pixels)).to(torch.bfloat16)])
     bar.update(len(items))
-    return [_figure_row(item, tensor) for item, tensor in zip(items, latents, strict=True)]
+    return [replace(item, pixels=_NO_PIXELS) for item in items], latents  # a whole shard waits: not its pixels as well
+
+
+def _figure_rows(items: Sequence[Prepared], latents: HostCopies) -> list[Row]:
+    return [_figure_row(item, tensor) for item, tensor in zip(items, latents.wait()[0], strict=True)]
 
 
 def _figure_row(item: Prepared, latents: Tensor) -> Row:

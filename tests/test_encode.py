@@ -477,3 +477,25 @@ def test_verify_refuses_a_model_that_the_store_was_not_made_by(copy: Path, tmp_p
     config = write_config(tmp_path / "c.py", values_for(tmp_path))
     with pytest.raises(UserError, match="text.max_sequence_length: 32 here, 64 there"):
         verify.verify_main(str(config), 1, None, ["max_sequence_length=32"])
+
+
+@pytest.mark.parametrize("part", ["text", "figures"])
+def test_a_disk_that_is_full_ends_encoding_with_its_error_and_what_was_finished_stays(
+    part: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread writes; its error is the command's."""
+    write_shard, kept = encode.write_shard, {}
+
+    def full(path: Path, *arguments, **options) -> int:  # type: ignore[no-untyped-def]
+        if path == tmp_path / "store" / part / "00001.parquet":
+            kept.update(finished(tmp_path / "store"))
+            raise OSError(28, "No space left on device")
+        return write_shard(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "write_shard", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_encode(tmp_path)
+    assert tmp_path / "store" / part / "00000.parquet" in kept and finished(tmp_path / "store") == kept
+    run_encode(tmp_path)
+    assert kept.items() <= finished(tmp_path / "store").items() and contents(tmp_path / "store") == contents(whole)

@@ -343,6 +343,10 @@ class FigureModel(ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
         """Prompts -> one (L, D) tensor each, as stored and as given to `collate_text`."""
 
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int] | None:
+        """Tokens of each prompt where a batch is padded to its longest; None where all are padded alike."""
+        return None
+
     @abstractmethod
     def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
         """Stored (L, D) rows -> the batch that `velocity` takes."""

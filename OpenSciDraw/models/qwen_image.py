@@ -85,6 +85,10 @@ class QwenImage(FigureModel):
         self.note_truncated(sum(n > 0 for n in cut), self.max_sequence_length + max(cut))
         return inputs
 
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        longest = DROPPED + self.max_sequence_length
+        return [min(len(ids), longest) for ids in self._tokenizer([TEMPLATE.format(prompt) for prompt in prompts]).input_ids]
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
         """Rows (L, D) trimmed to the prompt's own tokens; the pipeline cuts after the encoder, which is causal: the same."""
