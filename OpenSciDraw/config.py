@@ -129,7 +129,9 @@ class EncodeConfig(_Section):
         "than rounding to bf16 (fp32 on a CPU), kept in a store that is there.",
     )  # fmt: skip
     samples_per_shard: int = key(256, "Encode", "Rows of one shard, the unit of resuming.", "rows", ge=1)
-    batch_size: int = key(4, "Encode", "Figures or captions encoded at once.", "samples", ge=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = key(
+        "auto", "Encode", "Figures or captions encoded at once; 'auto' = by the GPU's memory, 4 on a CPU.", "samples"
+    )
     num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)
     min_quality: Literal["low", "medium", "high"] | None = key(
         None, "Encode", "Figures of `scienceflow prepare`: leave out those of a lower tier; None = all."

@@ -29,6 +29,7 @@ from OpenSciDraw.config import Config, EncodeConfig
 from OpenSciDraw.config_checks import FIGURE_DATASET
 from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
+from OpenSciDraw.encode_batches import BatchSizes, by_length
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.vae_precision import PICTURES, choose
@@ -55,7 +56,7 @@ _LOG = logging.getLogger("OpenSciDraw")
 _WAITING_BYTES = 500_000_000  # of captions' embeddings between the device and the file
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 _ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
-CaptionBatch = tuple[Sequence[str], HostCopies]
+EncodedCaption = tuple[str, HostCopies, int]  # and its place among the copies
 
 
 @dataclass(frozen=True)
@@ -181,20 +182,20 @@ def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], con
         return
     total = sum(len(work.items) for work in todo)
     model.load_text_encoder()
-    batch_bytes = encode.batch_size * encoded_bytes(model.text_shape(), "bfloat16")
-    waiting = max(2, _WAITING_BYTES // batch_bytes)
+    sizes = BatchSizes(encode.batch_size, model)
+    waiting = max(2, _WAITING_BYTES // encoded_bytes(model.text_shape(), "bfloat16"))
 
-    def write(work: Work, batches: Iterable[CaptionBatch]) -> None:
-        write_captions(work, batches, contract)
+    def write(work: Work, encoded: Iterable[EncodedCaption]) -> None:
+        write_captions(work, encoded, contract)
         target.finished(work.path)
 
     with tqdm(total=total, desc="captions", unit="caption") as bar, Background() as writer:
         for work in todo:
-            batches: Handover[CaptionBatch] = Handover(waiting, writer.check)
-            writer.submit(write, work, batches)
-            with batches:
-                for batch in caption_batches(model, work.items, encode.batch_size, bar):
-                    batches.put(batch)
+            encoded: Handover[EncodedCaption] = Handover(waiting, writer.check)
+            writer.submit(write, work, encoded)
+            with encoded:
+                for caption in caption_batches(model, work.items, sizes, bar):
+                    encoded.put(caption)
     model.free_text_encoder()
     if model.truncated_prompts:
         _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
@@ -312,24 +313,28 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
 
 
 # -- captions ----------------------------------------------------------------------------------
-def encode_captions(model: FigureModel, work: Work, contract: Contract, batch_size: int, bar: tqdm) -> None:
+def encode_captions(model: FigureModel, work: Work, contract: Contract, sizes: BatchSizes, bar: tqdm) -> None:
     """Encode and write a shard of captions in this thread."""
-    write_captions(work, caption_batches(model, work.items, batch_size, bar), contract)
+    write_captions(work, caption_batches(model, work.items, sizes, bar), contract)
 
 
-def caption_batches(model: FigureModel, captions: Sequence[str], batch_size: int, bar: tqdm) -> Iterator[CaptionBatch]:
-    for start in range(0, len(captions), batch_size):
-        batch = captions[start : start + batch_size]
-        yield batch, HostCopies(model.encode_prompts(batch))
-        bar.update(len(batch))
+def caption_batches(model: FigureModel, captions: Sequence[str], sizes: BatchSizes, bar: tqdm) -> Iterator[EncodedCaption]:
+    """Captions in their order with their embeddings; those of a window that are alike in length are encoded together."""
+    for window in by_length(model.prompt_lengths(captions), len(captions), sizes.captions):
+        found: dict[int, tuple[HostCopies, int]] = {}
+        for batch in window:
+            encoded = sizes.whole_or_halves(lambda part: HostCopies(model.encode_prompts([captions[at] for at in part])), batch)
+            for part, copies in encoded:
+                found |= {at: (copies, place) for place, at in enumerate(part)}
+                bar.update(len(part))
+        for at in sorted(found):
+            yield captions[at], *found[at]
 
 
-def write_captions(work: Work, batches: Iterable[CaptionBatch], contract: Contract) -> None:
+def write_captions(work: Work, encoded: Iterable[EncodedCaption], contract: Contract) -> None:
     """Write a shard of captions, row by row: a whole one may not fit into memory."""
     rows = (
-        Row({"key": text_key(caption), "caption": caption}, tensor)
-        for captions, copies in batches
-        for caption, tensor in zip(captions, copies.wait(), strict=True)
+        Row({"key": text_key(caption), "caption": caption}, copies.wait()[place]) for caption, copies, place in encoded
     )
     write_shard(work.path, TEXT_SCHEMA, rows, contract, {"work": work.digest})
 
@@ -376,6 +381,7 @@ def _encode_figures(
         Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
         prefetch_factor=16 if encode.num_workers else None,
     )  # fmt: skip
+    sizes = BatchSizes(encode.batch_size, model)
     decoded = iter(loader)  # one stream over all shards; its processes begin before there is a thread, which they would inherit
 
     def write(work: Work, rows: list[Row], rejections: list[Rejection]) -> None:
@@ -384,7 +390,7 @@ def _encode_figures(
 
     with tqdm(total=len(refs), desc="figures", unit="figure") as bar, Background() as writer:
         for work in todo:
-            writer.submit(write, work, *figure_rows(model, decoded, len(work.items), encode.batch_size, bar))
+            writer.submit(write, work, *figure_rows(model, decoded, len(work.items), sizes, bar))
 
 
 def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
@@ -394,7 +400,7 @@ def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], cont
 
 
 def figure_rows(
-    model: FigureModel, decoded: Iterator[Any], count: int, batch_size: int, bar: tqdm
+    model: FigureModel, decoded: Iterator[Any], count: int, sizes: BatchSizes, bar: tqdm
 ) -> tuple[list[Row], list[Rejection]]:
     """The next `count` figures as the rows of a shard, bucket by bucket, so that reading finds neighbours.
 
@@ -409,20 +415,26 @@ def figure_rows(
             bar.update(1)
             continue
         waiting[item.bucket].append(item)
-        if len(waiting[item.bucket]) == batch_size:
-            encoded[item.bucket].append(_encode_batch(model, waiting.pop(item.bucket), bar))
+        if len(waiting[item.bucket]) >= sizes.of(item.bucket):
+            encoded[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), sizes, bar)
     for bucket, items in waiting.items():
-        encoded[bucket].append(_encode_batch(model, items, bar))
+        encoded[bucket] += _encode_batch(model, items, sizes, bar)
     batches = [batch for bucket in sorted(encoded) for batch in encoded[bucket]]
     return [row for items, latents in batches for row in _figure_rows(items, latents)], rejections
 
 
-def _encode_batch(model: FigureModel, items: list[Prepared], bar: tqdm) -> tuple[list[Prepared], HostCopies]:
+def _encode_batch(
+    model: FigureModel, items: list[Prepared], sizes: BatchSizes, bar: tqdm
+) -> Iterator[tuple[list[Prepared], HostCopies]]:
     """Figures of one bucket without their pixels, and their latents in the store's bf16, on their way to the CPU."""
-    pixels = stacked([item.pixels for item in items], model.device)
-    latents = HostCopies([model.encode_images(to_model_range(pixels)).to(torch.bfloat16)])
-    bar.update(len(items))
-    return [replace(item, pixels=_NO_PIXELS) for item in items], latents  # a whole shard waits: not its pixels as well
+
+    def encode(part: Sequence[Prepared]) -> HostCopies:
+        pixels = stacked([item.pixels for item in part], model.device)
+        return HostCopies([model.encode_images(to_model_range(pixels)).to(torch.bfloat16)])
+
+    for part, latents in sizes.whole_or_halves(encode, items):
+        bar.update(len(part))
+        yield [replace(item, pixels=_NO_PIXELS) for item in part], latents  # a whole shard waits: not its pixels as well
 
 
 def _figure_rows(items: Sequence[Prepared], latents: HostCopies) -> list[Row]:
