@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +172,11 @@ def main(config: Config, engine: str = "local") -> int:
         ray_engine.encode(config, missing_text, text_contract, missing_figures, figures_contract)
     else:
         _encode_text(model, encode, _share(missing_text, place), text_contract, target)
-        _encode_figures(model, _share(missing_figures, place), figures_contract, encode, target.finished)
+        todo, start = _share(missing_figures, place), time.perf_counter()
+        _encode_figures(model, todo, figures_contract, encode, target.finished)
+        count, seconds = sum(len(work.items) for work in todo), time.perf_counter() - start
+        if count:
+            _LOG.info("%d figures encoded in %.1f s: %.1f figures/s", count, seconds, count / seconds)
     _summarise(target, figure_work, text_work, rejected, place)
     return 0
 

@@ -180,6 +180,7 @@ class FigureModel(ABC):
         self.truncated_prompts = 0
         self.vae_precision = vae_precision.EXACT  # of `encode_images`
         self._vae: nn.Module | None = None
+        self._read: dict[str, Any] = {}
         self._vae_copies: dict[torch.dtype, nn.Module] = {}
         self._transformer: nn.Module | None = None
         self._text_encoder: Any = None
@@ -376,6 +377,12 @@ class FigureModel(ABC):
     def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:
         """Classifier-free guidance of two velocities (B, Cn, hn, wn), with and without the prompt, as the pipeline does it."""
         return unwanted + guidance * (wanted - unwanted)
+
+    def read_once(self, cls: Any, part: str) -> Any:
+        """A new object of a component without weights (a scheduler); its config is read from disk or hub the first time alone."""
+        if part not in self._read:
+            self._read[part] = load_component(cls, self.source, part).config
+        return cls.from_config(self._read[part])
 
     @abstractmethod
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:

@@ -163,7 +163,7 @@ class Flux2Klein(FigureModel):
 
     # -- inference ----------------------------------------------------------------------------
     def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return load_component(FlowMatchEulerDiscreteScheduler, self.source, "scheduler")
+        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
 
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()

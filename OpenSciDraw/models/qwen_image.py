@@ -148,7 +148,7 @@ class QwenImage(FigureModel):
         return combined * (wanted.norm(dim=1, keepdim=True) / combined.norm(dim=1, keepdim=True))
 
     def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return load_component(FlowMatchEulerDiscreteScheduler, self.source, "scheduler")
+        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
 
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()
