@@ -26,7 +26,7 @@ from OpenSciDraw.models.base import build_model
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, sample_prompts
 
 TARGET = 0.98
-REPETITIONS = 3
+REPETITIONS = 5
 SIDE, STEPS, GUIDANCE = 128, 4, 4.0
 PROMPTS = ["Two boxes and an arrow.", "A line chart.", "A circle in a square.", "A table of four rows."]
 
