@@ -227,9 +227,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         from OpenSciDraw.config_file import load_config
 
         load_config(arguments.target, arguments.cfg_options)
-    from OpenSciDraw import encode
+    from OpenSciDraw import verify
 
-    return encode.verify_main(arguments.target, arguments.samples, arguments.out, arguments.cfg_options)
+    return verify.verify_main(arguments.target, arguments.samples, arguments.out, arguments.cfg_options)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

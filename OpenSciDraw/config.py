@@ -124,8 +124,14 @@ class EncodeConfig(_Section):
     text_storage: Literal["bf16", "int8", "fp8"] = key(
         "bf16", "Encode", "Prompt embeddings on disk: 'bf16' is exact, 'int8' and 'fp8' take half (docs/encode.md has the errors)."
     )
+    vae_precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
+        "auto", "Encode", "What the VAE encodes in: 'fp32' is exact; 'auto' = the fastest whose error in the latents is no larger "
+        "than rounding to bf16 (fp32 on a CPU), kept in a store that is there.",
+    )  # fmt: skip
     samples_per_shard: int = key(256, "Encode", "Rows of one shard, the unit of resuming.", "rows", ge=1)
-    batch_size: int = key(4, "Encode", "Figures or captions encoded at once.", "samples", ge=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = key(
+        "auto", "Encode", "Figures or captions encoded at once; 'auto' = by the GPU's memory, 4 on a CPU.", "samples"
+    )
     num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)
     min_quality: Literal["low", "medium", "high"] | None = key(
         None, "Encode", "Figures of `scienceflow prepare`: leave out those of a lower tier; None = all."

@@ -1,4 +1,4 @@
-"""`scienceflow encode`: figures -> store, sharded and resumable; `scienceflow verify`: is a store what it says?
+"""`scienceflow encode`: figures -> store, sharded and resumable.
 
 What goes into which shard is a function of the list of figures alone, so any number of processes can
 work on it side by side (shard i belongs to process i mod n) without talking to each other, and a run
@@ -13,15 +13,15 @@ import json
 import logging
 import math
 import os
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -30,8 +30,10 @@ from OpenSciDraw.config import Config, EncodeConfig
 from OpenSciDraw.config_checks import FIGURE_DATASET
 from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
+from OpenSciDraw.encode_batches import BatchSizes, by_length
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.models.vae_precision import PICTURES, choose
 from OpenSciDraw.staging import Staging
 from OpenSciDraw.store import (
     EMPTY_PROMPT,
@@ -41,17 +43,21 @@ from OpenSciDraw.store import (
     TEXT_SCHEMA,
     Contract,
     Row,
-    StoreTable,
     index_path,
     read_shard_info,
+    recorded_precision,
     require_space,
     text_key,
     write_shard,
 )  # fmt: skip
+from OpenSciDraw.utils.background import Background, Handover, HostCopies, stacked
 from OpenSciDraw.utils.text_codec import encoded_bytes
 
 _LOG = logging.getLogger("OpenSciDraw")
+_WAITING_BYTES = 500_000_000  # of captions' embeddings between the device and the file
+_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 _ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
+EncodedCaption = tuple[str, HostCopies, int]  # and its place among the copies
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ def main(config: Config, engine: str = "local") -> int:
     model.download(["vae", "text_encoder"] if captions else ["vae"])  # their fingerprints belong to the contract
     model.load_vae()
     _require_sides(model, encode.resolution)
+    model.vae_precision = _vae_precision(model, encode, refs, target)
     contract = model.contract()
     picture = {"resolution": encode.resolution, "fit": "scaled into the bucket, padded with the border colour"}
     figures_contract = replace(contract, text={}, picture=picture)
@@ -165,20 +172,35 @@ def main(config: Config, engine: str = "local") -> int:
         ray_engine.encode(config, missing_text, text_contract, missing_figures, figures_contract)
     else:
         _encode_text(model, encode, _share(missing_text, place), text_contract, target)
-        _encode_figures(model, _share(missing_figures, place), figures_contract, encode, target.finished)
+        todo, start = _share(missing_figures, place), time.perf_counter()
+        _encode_figures(model, todo, figures_contract, encode, target.finished)
+        count, seconds = sum(len(work.items) for work in todo), time.perf_counter() - start
+        if count:
+            _LOG.info("%d figures encoded in %.1f s: %.1f figures/s", count, seconds, count / seconds)
     _summarise(target, figure_work, text_work, rejected, place)
     return 0
 
 
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
+    """Encode shards of captions; a thread writes rows while the next ones are computed, and finishes one shard beside the next."""
     if not todo:
         return
     total = sum(len(work.items) for work in todo)
     model.load_text_encoder()
-    with tqdm(total=total, desc="captions", unit="caption") as bar:
+    sizes = BatchSizes(encode.batch_size, model)
+    waiting = max(2, _WAITING_BYTES // encoded_bytes(model.text_shape(), "bfloat16"))
+
+    def write(work: Work, encoded: Iterable[EncodedCaption]) -> None:
+        write_captions(work, encoded, contract)
+        target.finished(work.path)
+
+    with tqdm(total=total, desc="captions", unit="caption") as bar, Background() as writer:
         for work in todo:
-            encode_captions(model, work, contract, encode.batch_size, bar)
-            target.finished(work.path)
+            encoded: Handover[EncodedCaption] = Handover(waiting, writer.check)
+            writer.submit(write, work, encoded)
+            with encoded:
+                for caption in caption_batches(model, work.items, sizes, bar):
+                    encoded.put(caption)
     model.free_text_encoder()
     if model.truncated_prompts:
         _LOG.warning("%d of %d captions were cut at max_sequence_length", model.truncated_prompts, total)
@@ -203,6 +225,25 @@ def _source(config: Config) -> str:
             "would be taken for figures. Choose a folder outside."
         )
     return source
+
+
+def _vae_precision(model: FigureModel, encode: EncodeConfig, refs: Sequence[FigureRef], target: Target) -> str:
+    """encode.vae_precision; for "auto" what the store has that is to be finished, or else what its first figures allow."""
+    if encode.vae_precision != "auto":
+        return encode.vae_precision
+    for shard in target.shards("figures"):
+        if (info := read_shard_info(shard)) is not None:
+            return recorded_precision(info.contract)
+    return choose(model, itertools.islice(_pictures(refs, encode), PICTURES))
+
+
+def _pictures(refs: Sequence[FigureRef], encode: EncodeConfig) -> Iterator[Tensor]:
+    """Usable figures as the VAE takes them, (1, 3, H, W)."""
+    for ref in refs:
+        try:
+            yield to_model_range(prepare(ref, encode).pixels)[None]
+        except RejectedFigure:
+            continue  # it is named when its turn comes
 
 
 def _require_sides(model: FigureModel, resolution: int) -> None:
@@ -277,17 +318,30 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
 
 
 # -- captions ----------------------------------------------------------------------------------
-def encode_captions(model: FigureModel, work: Work, contract: Contract, batch_size: int, bar: tqdm) -> None:
-    """Encode and write a shard of captions, row by row: a whole one may not fit into memory."""
-    write_shard(work.path, TEXT_SCHEMA, _caption_rows(model, work.items, batch_size, bar), contract, {"work": work.digest})
+def encode_captions(model: FigureModel, work: Work, contract: Contract, sizes: BatchSizes, bar: tqdm) -> None:
+    """Encode and write a shard of captions in this thread."""
+    write_captions(work, caption_batches(model, work.items, sizes, bar), contract)
 
 
-def _caption_rows(model: FigureModel, captions: Sequence[str], batch_size: int, bar: tqdm) -> Iterator[Row]:
-    for start in range(0, len(captions), batch_size):
-        batch = captions[start : start + batch_size]
-        for caption, tensor in zip(batch, model.encode_prompts(batch), strict=True):
-            yield Row({"key": text_key(caption), "caption": caption}, tensor)
-        bar.update(len(batch))
+def caption_batches(model: FigureModel, captions: Sequence[str], sizes: BatchSizes, bar: tqdm) -> Iterator[EncodedCaption]:
+    """Captions in their order with their embeddings; those of a window that are alike in length are encoded together."""
+    for window in by_length(model.prompt_lengths(captions), len(captions), sizes.captions):
+        found: dict[int, tuple[HostCopies, int]] = {}
+        for batch in window:
+            encoded = sizes.whole_or_halves(lambda part: HostCopies(model.encode_prompts([captions[at] for at in part])), batch)
+            for part, copies in encoded:
+                found |= {at: (copies, place) for place, at in enumerate(part)}
+                bar.update(len(part))
+        for at in sorted(found):
+            yield captions[at], *found[at]
+
+
+def write_captions(work: Work, encoded: Iterable[EncodedCaption], contract: Contract) -> None:
+    """Write a shard of captions, row by row: a whole one may not fit into memory."""
+    rows = (
+        Row({"key": text_key(caption), "caption": caption}, copies.wait()[place]) for caption, copies, place in encoded
+    )
+    write_shard(work.path, TEXT_SCHEMA, rows, contract, {"work": work.digest})
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -332,12 +386,16 @@ def _encode_figures(
         Decoder(refs, encode), batch_size=None, num_workers=encode.num_workers,  # type: ignore[arg-type]
         prefetch_factor=16 if encode.num_workers else None,
     )  # fmt: skip
-    decoded = iter(loader)  # one stream over all shards: workers decode the next shard while this one is written
-    with tqdm(total=len(refs), desc="figures", unit="figure") as bar:
+    sizes = BatchSizes(encode.batch_size, model)
+    decoded = iter(loader)  # one stream over all shards; its processes begin before there is a thread, which they would inherit
+
+    def write(work: Work, rows: list[Row], rejections: list[Rejection]) -> None:
+        write_figures(work, rows, rejections, contract)
+        finished(work.path)
+
+    with tqdm(total=len(refs), desc="figures", unit="figure") as bar, Background() as writer:
         for work in todo:
-            rows, rejections = figure_rows(model, decoded, len(work.items), encode.batch_size, bar)
-            write_figures(work, rows, rejections, contract)
-            finished(work.path)
+            writer.submit(write, work, *figure_rows(model, decoded, len(work.items), sizes, bar))
 
 
 def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
@@ -347,14 +405,14 @@ def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], cont
 
 
 def figure_rows(
-    model: FigureModel, decoded: Iterator[Any], count: int, batch_size: int, bar: tqdm
+    model: FigureModel, decoded: Iterator[Any], count: int, sizes: BatchSizes, bar: tqdm
 ) -> tuple[list[Row], list[Rejection]]:
     """The next `count` figures as the rows of a shard, bucket by bucket, so that reading finds neighbours.
 
     A batch of one bucket is encoded as soon as it is full, while the workers decode on.
     """
     waiting: defaultdict[Bucket, list[Prepared]] = defaultdict(list)
-    rows: defaultdict[Bucket, list[Row]] = defaultdict(list)
+    encoded: defaultdict[Bucket, list[tuple[list[Prepared], HostCopies]]] = defaultdict(list)
     rejections: list[Rejection] = []
     for item in itertools.islice(decoded, count):
         if isinstance(item, Rejection):
@@ -362,19 +420,30 @@ def figure_rows(
             bar.update(1)
             continue
         waiting[item.bucket].append(item)
-        if len(waiting[item.bucket]) == batch_size:
-            rows[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), bar)
+        if len(waiting[item.bucket]) >= sizes.of(item.bucket):
+            encoded[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), sizes, bar)
     for bucket, items in waiting.items():
-        rows[bucket] += _encode_batch(model, items, bar)
-    return [row for bucket in sorted(rows) for row in rows[bucket]], rejections
+        encoded[bucket] += _encode_batch(model, items, sizes, bar)
+    batches = [batch for bucket in sorted(encoded) for batch in encoded[bucket]]
+    return [row for items, latents in batches for row in _figure_rows(items, latents)], rejections
 
 
-def _encode_batch(model: FigureModel, items: list[Prepared], bar: tqdm) -> list[Row]:
-    """Rows of figures of one bucket, their latents already in the store's bf16 on the CPU: a whole shard waits there."""
-    pixels = torch.stack([item.pixels for item in items])
-    latents = model.encode_images(to_model_range(pixels.to(model.device))).to("cpu", torch.bfloat16)
-    bar.update(len(items))
-    return [_figure_row(item, tensor) for item, tensor in zip(items, latents, strict=True)]
+def _encode_batch(
+    model: FigureModel, items: list[Prepared], sizes: BatchSizes, bar: tqdm
+) -> Iterator[tuple[list[Prepared], HostCopies]]:
+    """Figures of one bucket without their pixels, and their latents in the store's bf16, on their way to the CPU."""
+
+    def encode(part: Sequence[Prepared]) -> HostCopies:
+        pixels = stacked([item.pixels for item in part], model.device)
+        return HostCopies([model.encode_images(to_model_range(pixels)).to(torch.bfloat16)])
+
+    for part, latents in sizes.whole_or_halves(encode, items):
+        bar.update(len(part))
+        yield [replace(item, pixels=_NO_PIXELS) for item in part], latents  # a whole shard waits: not its pixels as well
+
+
+def _figure_rows(items: Sequence[Prepared], latents: HostCopies) -> list[Row]:
+    return [_figure_row(item, tensor) for item, tensor in zip(items, latents.wait()[0], strict=True)]
 
 
 def _figure_row(item: Prepared, latents: Tensor) -> Row:
@@ -414,71 +483,3 @@ def _summarise(target: Target, figures: list[Work], text: list[Work], rejected: 
         _LOG.info("%d figures rejected (%s): %s", len(all_rejected), folder / "rejected.jsonl", counts)
     if not rows:
         raise UserError(f"Every figure was rejected: see {folder / 'rejected.jsonl'}.")
-
-
-# -- verify ------------------------------------------------------------------------------------
-def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[str]) -> int:
-    """Check every shard against its checksum and contract, and decode `samples` figures to pictures.
-
-    `target` is a config file (then its model decodes the pictures and its contract is compared) or a store
-    folder (checks alone). Returns 1 when something is damaged.
-    """
-    config: Config | None = None
-    if target.endswith(".py"):
-        from OpenSciDraw.config_file import load_config
-
-        config = load_config(target, overrides)
-    folder = store_folder(config) if config is not None else Path(target)
-    tables = {"latents": StoreTable(folder / "figures", FIGURE_PARTS)}
-    if (folder / "text").is_dir():
-        tables["text"] = StoreTable(folder / "text", TEXT_PARTS)
-    problems = [problem for table in tables.values() for problem in _missing_shards(table)]
-    for part, table in tables.items():
-        for shard in tqdm(range(len(table.shards)), desc=f"verify {part}", unit="shard"):
-            try:
-                table.verify_shard(shard)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-        _LOG.info("%s: %d rows in %d shards, statistics of the first: %s", part, len(table), len(table.shards),
-                  table.infos[0].facts["statistics"])  # fmt: skip
-    if config is not None:
-        model = build_model(config, Place.here().device())
-        model.load_vae()
-        for part, table in tables.items():
-            model.contract().require(table.contract, (part,), folder)
-        problems += _decode_samples(model, tables["latents"], samples, Path(out) if out else folder / "verify")
-    for problem in problems:
-        _LOG.error("damaged: %s", problem)
-    _LOG.info("%s: %s", folder, f"{len(problems)} problem(s)" if problems else "every shard is what was written")
-    return 1 if problems else 0
-
-
-def _missing_shards(table: StoreTable) -> list[str]:
-    """Shards that must have been there: their index is left, or a later one is there."""
-    names = {shard.name for shard in table.shards}
-    last = max(int(shard.stem) for shard in table.shards)
-    expected = {f"{number:05d}.parquet" for number in range(last + 1)}
-    folder = Path(table.folder)
-    expected |= {index.name.replace(".index.arrow", ".parquet") for index in folder.glob("[0-9]*.index.arrow")}
-    return [f"{folder / name}: the shard is missing" for name in sorted(expected - names)]
-
-
-def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> list[str]:
-    """Decode evenly spaced rows and write them with their captions. Returns what is wrong with rows that cannot be read."""
-    out.mkdir(parents=True, exist_ok=True)
-    problems = []
-    rows = np.unique(np.linspace(0, len(table) - 1, min(samples, len(table))).astype(int)).tolist()
-    for row in rows:
-        try:
-            latents = table.tensor(row)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-            continue
-        picture = model.decode(model.normalize(latents.float()[None].to(model.device)))[0]
-        pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        name = f"{row:07d}"
-        Image.fromarray(pixels).crop(tuple(table.value("placement", row))).save(out / f"{name}.png")
-        text = f"{table.value('id', row)}\n{table.value('caption', row)}\n"
-        (out / f"{name}.txt").write_text(text, encoding="utf-8")
-    _LOG.info("%d pictures decoded from the store: %s", len(rows) - len(problems), out)
-    return problems

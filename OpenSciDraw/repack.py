@@ -190,8 +190,11 @@ def _open_legacy(folder: Path, config: Config | None) -> _Source:
         )
     rows, model = LegacyRows(folder), build_model(config, Place.here().device())
     model.load_empty_vae()
+    given = config.dataset.contract or {}
+    model.contract().require_declared(given)
+    if model.vae_precision == "auto":  # these latents are there already
+        model.vae_precision = given.get("vae_precision", "fp32")
     contract = model.contract()
-    contract.require_declared(config.dataset.contract or {})
     origin = {**contract.origin, "repacked": f"declared, repacked from {folder} (layout {rows.layout})"}
     origin["text_computed_in"] = "not recorded"
     declared = replace(contract, origin=origin, picture={"fit": "not recorded"})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import Trained, find_trained
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.trainable import load_pretrained
 from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
 
@@ -82,16 +84,20 @@ def main(arguments: Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
     pictures = []
-    for at, number in tqdm(jobs, desc="pictures", unit="picture"):
-        picture = model.sample(
-            pipe, [rows[at]], rows[-1], width=width, height=height, steps=arguments.steps or config.num_inference_steps,
-            guidance=guidance, seeds=[arguments.seed + number],
-        )[0]  # fmt: skip
-        path = out / f"{at:02d}_seed{arguments.seed + number}.png"
-        picture.save(path)
-        pictures.append(picture)
-        print(path)
+    with Background() as writer:  # a PNG of a megapixel takes a tenth of a second or more
+        for at, number in tqdm(jobs, desc="pictures", unit="picture"):
+            picture = model.sample(
+                pipe, [rows[at]], rows[-1], width=width, height=height, steps=arguments.steps or config.num_inference_steps,
+                guidance=guidance, seeds=[arguments.seed + number],
+            )[0]  # fmt: skip
+            writer.submit(_save, picture, out / f"{at:02d}_seed{arguments.seed + number}.png")
+            pictures.append(picture)
     if len(pictures) > 1:
         grid(pictures, columns=arguments.num if arguments.num > 1 else None).save(out / "grid.png")
         print(out / "grid.png")
     return 0
+
+
+def _save(picture: Image, path: Path) -> None:
+    picture.save(path)
+    print(path)

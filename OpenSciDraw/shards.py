@@ -39,6 +39,7 @@ FIGURE_PARTS, TEXT_PARTS = ("latents", "picture"), ("text",)  # what a shard's c
 # A column that is named as a checksum holds that of the tensor's bytes.
 CHECKSUMS: dict[str, Callable[[memoryview | bytes], int]] = {"xxh3": xxhash.xxh3_64_intdigest, "crc32": zlib.crc32}
 _CHECKSUM = "xxh3"
+_IF_ABSENT = {"vae_precision": "fp32"}  # a contract's fields that older shards lack
 
 _TENSOR_FIELDS = [
     pa.field("tensor", pa.large_binary(), nullable=False),  # `to_bytes`
@@ -74,15 +75,16 @@ class Contract:
     schema: int = SCHEMA_VERSION
 
     def differences(self, other: Contract, parts: Iterable[str]) -> list[str]:
-        """Fields that differ, as text; a fingerprint counts only where both sides know it."""
+        """Fields that differ, as text; a fingerprint or precision counts only where both sides know it."""
         found = [] if self.family == other.family else [f"family: {self.family!r} here, {other.family!r} there"]
         if not {self.schema, other.schema} <= set(_READABLE_SCHEMAS):
             found.append(f"schema: {self.schema} here, {other.schema} there (this program reads {_READABLE_SCHEMAS})")
         for part in parts:
             mine, theirs = getattr(self, part), getattr(other, part)
             for key in sorted(mine.keys() | theirs.keys()):
-                a, b = mine.get(key), theirs.get(key)
-                if a != b and not (key == "fingerprint" and (a is None or b is None)):
+                a, b = (side.get(key, _IF_ABSENT.get(key)) for side in (mine, theirs))
+                is_open = (key == "fingerprint" and None in (a, b)) or (key == "vae_precision" and "auto" in (a, b))
+                if a != b and not is_open:
                     found.append(f"{part}.{key}: {a!r} here, {b!r} there")
         return found
 
@@ -100,7 +102,7 @@ class Contract:
         """Raises UserError when a field of `dataset.contract` is none of this contract's, or has another value."""
         known = {**self.latents, **self.text, "family": self.family}
         for key, value in declared.items():
-            if key not in known or known[key] != value:
+            if key not in known or known[key] not in (value, "auto"):  # "auto": a precision that the config leaves open
                 has = known.get(key, "no such field")
                 raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {has!r}.")
 
@@ -110,6 +112,11 @@ class Contract:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def recorded_precision(contract: Contract) -> str:
+    """In which the VAE computed a shard's latents."""
+    return str(contract.latents.get("vae_precision", _IF_ABSENT["vae_precision"]))
 
 
 # -- tensors and their bytes: the only place that knows how the ones become the others --------------

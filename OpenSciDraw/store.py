@@ -37,6 +37,7 @@ from OpenSciDraw.shards import (
     index_path,
     open_index,
     read_shard_info,
+    recorded_precision,
     require_space,
     tensor_places,
     text_key,
@@ -47,7 +48,7 @@ from OpenSciDraw.utils.files import sha256_of
 
 __all__ = [
     "EMPTY_PROMPT", "FIGURE_PARTS", "FIGURE_SCHEMA", "TEXT_PARTS", "TEXT_SCHEMA", "Contract", "EncodedStore", "Row", "ShardInfo",
-    "StoreTable", "index_path", "read_shard_info", "require_space", "text_key", "write_shard",
+    "StoreTable", "index_path", "read_shard_info", "recorded_precision", "require_space", "text_key", "write_shard",
 ]  # fmt: skip
 
 EMPTY_PROMPT = ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from report import BENCHMARKS, RESULTS
 
-NAMES = ("startup", "encode", "train_step", "store", "layouts", "text_storage")
+NAMES = ("startup", "encode", "sample", "train_step", "store", "layouts", "text_storage")
 # Gigabytes of disk, ten minutes, pictures that are not part of this repository, or packages that are no part of `dev`.
 ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution", "structure")
 HEADER = """# Benchmarks

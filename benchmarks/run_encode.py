@@ -39,6 +39,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.buckets import Bucket
 from OpenSciDraw.datasets.drawn import write_folder
 from OpenSciDraw.datasets.figures import FigureRef, list_figures
+from OpenSciDraw.encode_batches import BatchSizes
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.store import Contract
@@ -126,7 +127,7 @@ class Encoding:
         works = encode._plan(self._out() / "text", self.captions, self.config.encode.samples_per_shard, lambda text: text)
         start = time.perf_counter()
         for work in works:
-            encode.encode_captions(self.model, work, self.contract, BATCH_SIZE, tqdm(disable=True))
+            encode.encode_captions(self.model, work, self.contract, BatchSizes(BATCH_SIZE, self.model), tqdm(disable=True))
         return time.perf_counter() - start
 
     def our_figures(self, workers: int) -> float:

@@ -25,7 +25,7 @@ import torch
 from conftest import BASE, REPO, merged, write_config
 from PIL import Image
 
-from OpenSciDraw import encode
+from OpenSciDraw import encode, verify
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.buckets import best_bucket, fit
@@ -427,8 +427,8 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def test_verify_passes_a_good_store_and_its_pictures_look_like_their_sources(copy: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.py", values_for(tmp_path))
     out = tmp_path / "pictures"
-    assert encode.verify_main(str(config), 5, str(out), []) == 0
-    assert encode.verify_main(str(copy), 5, None, []) == 0
+    assert verify.verify_main(str(config), 5, str(out), []) == 0
+    assert verify.verify_main(str(copy), 5, None, []) == 0
     refs = {ref.id: ref for ref in list_figures("drawn:20")[0]}
     names = sorted(path.stem for path in out.glob("*.png"))
     assert len(names) == 5
@@ -451,9 +451,9 @@ def test_verify_names_the_shard_with_a_flipped_byte(copy: Path, part: str, tmp_p
     shard = copy / part / "00001.parquet"
     flip(shard, shard.stat().st_size // 3)  # inside a tensor
     config = write_config(tmp_path / "c.py", values_for(tmp_path))
-    assert encode.verify_main(str(copy), 0, None, []) == 1
+    assert verify.verify_main(str(copy), 0, None, []) == 1
     assert str(shard) in caplog.text
-    assert encode.verify_main(str(config), 20, str(tmp_path / "pictures"), []) == 1  # the others are still decoded
+    assert verify.verify_main(str(config), 20, str(tmp_path / "pictures"), []) == 1  # the others are still decoded
     assert len(list((tmp_path / "pictures").glob("*.png"))) == (19 if part == "figures" else 20)
 
 
@@ -462,18 +462,40 @@ def test_verify_finds_what_checksums_of_shards_do_not_show(copy: Path, caplog: p
     caption = EncodedStore(copy, with_text=False).figures.value("caption", 12).encode()
     whole_index = index.read_bytes()
     flip(index, whole_index.index(caption) + 3)
-    assert encode.verify_main(str(copy), 0, None, []) == 1
+    assert verify.verify_main(str(copy), 0, None, []) == 1
     assert f"{index}: the index is not that of its shard" in caplog.text
     index.write_bytes(whole_index)
-    assert encode.verify_main(str(copy), 0, None, []) == 0
+    assert verify.verify_main(str(copy), 0, None, []) == 0
     for remove in (copy / "figures" / "00001.parquet", copy / "figures" / "00001.index.arrow"):
         remove.unlink()
         caplog.clear()
-        assert encode.verify_main(str(copy), 0, None, []) == 1
+        assert verify.verify_main(str(copy), 0, None, []) == 1
         assert "figures/00001.parquet: the shard is missing" in caplog.text
 
 
 def test_verify_refuses_a_model_that_the_store_was_not_made_by(copy: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.py", values_for(tmp_path))
     with pytest.raises(UserError, match="text.max_sequence_length: 32 here, 64 there"):
-        encode.verify_main(str(config), 1, None, ["max_sequence_length=32"])
+        verify.verify_main(str(config), 1, None, ["max_sequence_length=32"])
+
+
+@pytest.mark.parametrize("part", ["text", "figures"])
+def test_a_disk_that_is_full_ends_encoding_with_its_error_and_what_was_finished_stays(
+    part: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread writes; its error is the command's."""
+    write_shard, kept = encode.write_shard, {}
+
+    def full(path: Path, *arguments, **options) -> int:  # type: ignore[no-untyped-def]
+        if path == tmp_path / "store" / part / "00001.parquet":
+            kept.update(finished(tmp_path / "store"))
+            raise OSError(28, "No space left on device")
+        return write_shard(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "write_shard", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_encode(tmp_path)
+    assert tmp_path / "store" / part / "00000.parquet" in kept and finished(tmp_path / "store") == kept
+    run_encode(tmp_path)
+    assert kept.items() <= finished(tmp_path / "store").items() and contents(tmp_path / "store") == contents(whole)

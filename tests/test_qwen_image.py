@@ -520,3 +520,26 @@ def test_sample_draws_what_validation_showed(trained, tmp_path: Path) -> None:  
     assert main(["sample", str(run), "--prompt", PROMPT, "--seed", "7", "--num", "1", "--out", str(tmp_path)]) == 0
     drawn = np.asarray(Image.open(tmp_path / "00_seed7.png")).astype(int)
     assert np.abs(drawn - shown(run, 3)).max() <= 1
+
+
+def test_lengths_by_which_captions_are_batched_are_those_that_decide_the_padding(qwen: QwenImage) -> None:
+    from OpenSciDraw.models.qwen_image import DROPPED
+
+    prompts = ["A box.", "A long sentence about an arrow from one box to another box. " * 3, ""]
+    lengths = qwen.prompt_lengths(prompts)
+    assert [length - DROPPED for length in lengths] == [len(row) for row in qwen.encode_prompts(prompts)]
+    assert qwen.prompt_lengths(["word " * 5000]) == [DROPPED + qwen.max_sequence_length]
+
+
+def test_captions_batched_by_length_lie_in_their_order_and_are_those_of_one_row(qwen: QwenImage) -> None:
+    from tqdm import tqdm
+
+    from OpenSciDraw.encode import caption_batches
+    from OpenSciDraw.encode_batches import BatchSizes
+
+    captions = [f"{number}: " + "a box and an arrow, " * (number * 5 % 7) for number in range(11)]
+    encoded = list(caption_batches(qwen, captions, BatchSizes(4, qwen), tqdm(disable=True)))
+    assert [caption for caption, _, _ in encoded] == captions
+    for caption, copies, place in encoded:
+        alone = qwen.encode_prompts([caption])[0]
+        torch.testing.assert_close(copies.wait()[place], alone, rtol=1e-4, atol=1e-4)

@@ -263,7 +263,7 @@ def test_a_store_is_repacked_into_other_shards_with_its_own_contract(tmp_path: P
     assert ours is not None and theirs is not None and not theirs.differences(ours, ("latents", "text", "picture"))
     store = EncodedStore(tmp_path / "new", with_text=True)
     assert len(store.figures.shards) == 1 and torch.equal(store.empty_text(), EncodedStore(folder, with_text=True).empty_text())
-    from OpenSciDraw.encode import verify_main
+    from OpenSciDraw.verify import verify_main
 
     assert verify_main(str(tmp_path / "new"), 0, str(tmp_path / "pictures"), []) == 0
     columns = ["id", "placement", "bucket_w", "bucket_h", "aspect_ratio", "text_key"]

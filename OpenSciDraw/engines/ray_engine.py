@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from OpenSciDraw.config import Config, EncodeConfig
     from OpenSciDraw.datasets.figures import FigureRef, Rejection
     from OpenSciDraw.encode import Prepared, Work
+    from OpenSciDraw.encode_batches import BatchSizes
     from OpenSciDraw.models.base import FigureModel
     from OpenSciDraw.prepare.extract import ShardJob
     from OpenSciDraw.prepare.settings import PrepareSettings
@@ -200,10 +201,12 @@ class _Encoder:
         """Raises UserError when this machine's files are not those of the machine that wrote the contract."""
         from OpenSciDraw.encode import Place
         from OpenSciDraw.models.base import build_model
+        from OpenSciDraw.shards import recorded_precision
 
         model = build_model(self.config, Place(0, 1, 0).device())
         model.download([self.component])
         model.load_empty_vae()
+        model.vae_precision = recorded_precision(self.contract)  # what "auto" was found to mean where the command was started
         differences = self.contract.differences(model.contract(), [self.part])
         if differences:
             raise UserError(
@@ -212,6 +215,12 @@ class _Encoder:
             )  # fmt: skip
         self.load(model)
         return model
+
+    @cached_property
+    def sizes(self) -> BatchSizes:
+        from OpenSciDraw.encode_batches import BatchSizes
+
+        return BatchSizes(self.config.encode.batch_size, self.model)
 
     def load(self, model: FigureModel) -> None:
         raise NotImplementedError
@@ -228,7 +237,7 @@ class _CaptionEncoder(_Encoder):
 
         work: Work = _unpack(item)
         before = self.model.truncated_prompts
-        encode_captions(self.model, work, self.contract, self.config.encode.batch_size, tqdm(disable=True))
+        encode_captions(self.model, work, self.contract, self.sizes, tqdm(disable=True))
         return {"count": len(work.items), "cut": self.model.truncated_prompts - before}
 
 
@@ -243,7 +252,7 @@ class _FigureEncoder(_Encoder):
 
         work: Work = _unpack(item)
         decoded = _decoded(work.items, self.config.encode)
-        rows, rejections = figure_rows(self.model, decoded, len(work.items), self.config.encode.batch_size, tqdm(disable=True))
+        rows, rejections = figure_rows(self.model, decoded, len(work.items), self.sizes, tqdm(disable=True))
         return _pack((work, self.contract, rows, rejections))
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.models import vae_precision
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.utils.text_codec import CODECS
@@ -179,8 +180,10 @@ class FigureModel(ABC):
         self.text_storage = CODECS["bf16"]  # of embeddings in a store, see utils/text_codec.py
         self.device = torch.device("cpu")
         self.truncated_prompts = 0
+        self.vae_precision = vae_precision.EXACT  # of `encode_images`
         self._vae: nn.Module | None = None
-        self._pipeline_vae: nn.Module | None = None
+        self._read: dict[str, Any] = {}
+        self._vae_copies: dict[torch.dtype, nn.Module] = {}
         self._transformer: nn.Module | None = None
         self._text_encoder: Any = None
 
@@ -192,12 +195,16 @@ class FigureModel(ABC):
         return self._vae
 
     def pipeline_vae(self) -> Any:
-        """The VAE in the dtype in which the released pipeline runs it; encoding keeps its own in fp32."""
-        if self.vae.dtype == self.weight_dtype:
+        """The VAE in the dtype in which the released pipeline runs it; encoding may need it in another."""
+        return self.vae_in(self.weight_dtype)
+
+    def vae_in(self, dtype: torch.dtype) -> Any:
+        """The VAE in `dtype`: itself, or a copy that is made once."""
+        if self.vae.dtype == dtype:
             return self.vae
-        if self._pipeline_vae is None:
-            self._pipeline_vae = copy.deepcopy(self.vae).to(self.weight_dtype)
-        return self._pipeline_vae
+        if dtype not in self._vae_copies:
+            self._vae_copies[dtype] = copy.deepcopy(self.vae).to(dtype)
+        return self._vae_copies[dtype]
 
     @property
     def transformer(self) -> Any:
@@ -326,12 +333,22 @@ class FigureModel(ABC):
         self.truncated_prompts += count
 
     @abstractmethod
+    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1], on `vae`'s device and in its dtype -> raw latents (B, C, h, w): posterior mode."""
+
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w): posterior mode, not normalised."""
+        """Pixels (B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w), fp32, computed in `vae_precision`: not normalised."""
+        if self.vae_precision == vae_precision.AUTO:  # encoding while training: chosen by pictures that a resumed run has too
+            self.vae_precision = vae_precision.choose(self, vae_precision.drawn_pictures(*pixels.shape[-2:]))
+        return vae_precision.encode_in(self.vae_precision, self, pixels)
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
         """Prompts -> one (L, D) tensor each, as stored and as given to `collate_text`."""
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int] | None:
+        """Tokens of each prompt where a batch is padded to its longest; None where all are padded alike."""
+        return None
 
     @abstractmethod
     def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
@@ -367,6 +384,12 @@ class FigureModel(ABC):
         """Classifier-free guidance of two velocities (B, Cn, hn, wn), with and without the prompt, as the pipeline does it."""
         return unwanted + guidance * (wanted - unwanted)
 
+    def read_once(self, cls: Any, part: str) -> Any:
+        """A new object of a component without weights (a scheduler); its config is read from disk or hub the first time alone."""
+        if part not in self._read:
+            self._read[part] = load_component(cls, self.source, part).config
+        return cls.from_config(self._read[part])
+
     @abstractmethod
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         """The pipeline's noise levels (steps + 1,), descending to 0, for a picture of `tokens` tokens."""
@@ -400,6 +423,7 @@ class FigureModel(ABC):
         source = self.requested_source
         origin = {"source": source.name, "revision": source.revision, "text_computed_in": str(self.weight_dtype)}
         parts["latents"]["stored_dtype"], parts["text"]["stored_dtype"] = "bfloat16", self.text_storage
+        parts["latents"]["vae_precision"] = self.vae_precision
         return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
 
     def download(self, parts: Sequence[str]) -> None:
@@ -452,6 +476,7 @@ def build_model(config: Config, device: torch.device | None = None) -> FigureMod
     model_class = MODELS.get(config.model_type)
     model: FigureModel = model_class(source, config.max_sequence_length, DTYPES[config.mixed_precision])
     model.text_storage = CODECS[config.encode.text_storage]
+    model.vae_precision = config.encode.vae_precision
     if device is not None:
         model.device = device
     return model

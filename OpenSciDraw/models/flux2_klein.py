@@ -82,9 +82,8 @@ class Flux2Klein(FigureModel):
     def pixel_multiple(self) -> int:
         return 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)  # VAE stride x 2x2 patch
 
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mode()
+    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
+        return vae.encode(pixels).latent_dist.mode()
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
         texts = [
@@ -168,7 +167,7 @@ class Flux2Klein(FigureModel):
 
     # -- inference ----------------------------------------------------------------------------
     def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return load_component(FlowMatchEulerDiscreteScheduler, self.source, "scheduler")
+        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
 
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()

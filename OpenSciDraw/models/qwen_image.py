@@ -73,10 +73,8 @@ class QwenImage(FigureModel):
     def pixel_multiple(self) -> int:
         return 2 * self._stride  # VAE stride x 2x2 patch
 
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        film = pixels.to(self.device, self.vae.dtype).unsqueeze(2)  # the VAE is one for films: (B, 3, frames, H, W)
-        return self.vae.encode(film).latent_dist.mode().squeeze(2)
+    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
+        return vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)  # the VAE is one for films: (B, 3, frames, H, W)
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
         inputs = self._tokenizer(
@@ -86,6 +84,10 @@ class QwenImage(FigureModel):
         cut = [sum(sum(rest.attention_mask) for rest in row.overflowing) for row in inputs.encodings]  # tokens left out
         self.note_truncated(sum(n > 0 for n in cut), self.max_sequence_length + max(cut))
         return inputs
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        longest = DROPPED + self.max_sequence_length
+        return [min(len(ids), longest) for ids in self._tokenizer([TEMPLATE.format(prompt) for prompt in prompts]).input_ids]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -146,7 +148,7 @@ class QwenImage(FigureModel):
         return combined * (wanted.norm(dim=1, keepdim=True) / combined.norm(dim=1, keepdim=True))
 
     def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return load_component(FlowMatchEulerDiscreteScheduler, self.source, "scheduler")
+        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
 
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()

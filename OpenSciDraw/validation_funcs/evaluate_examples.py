@@ -20,6 +20,7 @@ from OpenSciDraw.evaluation.scoring import Drawn, score_pictures, score_set
 from OpenSciDraw.evaluation.summary import Measured, summarize
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.registry import METRICS, VALIDATION_FUNCS
+from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.launch import evaluating, share_of
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, image_folder, sample_prompts
 
@@ -91,7 +92,7 @@ def _draw(model: FigureModel, config: Config, prompts: PromptSet, folder: Path, 
     rows = {example.id: row for example, row in zip(prompts.examples, prompts.example_rows, strict=True)}
     batches = batches_of(prompts.examples, model.pixel_multiple, config.evaluate.batch_size)
     sampler, alone = Sampler.of(config.evaluate, config), accelerator.num_processes == 1
-    with evaluating(model.transformer, accelerator) as transformer:
+    with evaluating(model.transformer, accelerator) as transformer, Background(ahead=config.evaluate.batch_size) as writer:
         pipe: Any = model.pipeline(transformer)
         for at, counts in share_of(len(batches), accelerator):
             batch = batches[at]
@@ -99,7 +100,7 @@ def _draw(model: FigureModel, config: Config, prompts: PromptSet, folder: Path, 
                 pictures = draw(model, pipe, batch, [rows[e.id] for e in batch.examples], prompts.negative, sampler, alone)
             for example, picture in zip(batch.examples, pictures, strict=True):
                 if counts:
-                    save_picture(picture, folder / picture_name(example.id))
+                    writer.submit(save_picture, picture, folder / picture_name(example.id))
 
 
 def _share_scored(name: str, metric: PictureMetric, drawn: Sequence[Drawn], accelerator: Accelerator) -> list[Result]:

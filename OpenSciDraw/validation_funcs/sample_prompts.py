@@ -16,6 +16,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.registry import VALIDATION_FUNCS
+from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.launch import evaluating, share_of
 
 
@@ -73,7 +74,7 @@ def sample_prompts(
     folder = image_folder(config, step)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = resolutions(config)
-    with evaluating(model.transformer, accelerator) as transformer:
+    with evaluating(model.transformer, accelerator) as transformer, Background() as writer:
         pipe = model.pipeline(transformer)
         for index, counts in share_of(len(prompts.prompts), accelerator):
             with accelerator.autocast():
@@ -82,7 +83,7 @@ def sample_prompts(
                     steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
                 )[0]  # fmt: skip
             if counts:
-                image.save(folder / f"{index:02d}.png")
+                writer.submit(image.save, folder / f"{index:02d}.png")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and prompts.prompts:
         pictures = [Image.open(folder / f"{index:02d}.png") for index in range(len(prompts.prompts))]
