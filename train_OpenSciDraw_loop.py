@@ -32,9 +32,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
         run.validate()
     for batch in run.batches():
         with accelerator.accumulate(run.model.transformer):
-            with accelerator.autocast():
-                output = run.objective(run.model, batch, run.place(), config, run.empty_text)
-            run.backward(output.loss)
+            output = run.forward_backward(batch)
             run.finite.note("Loss", output.loss, output, batch, run.step)
             grad_norm = None
             if accelerator.sync_gradients:

@@ -244,10 +244,10 @@ class Config(_Section):
     gradient_accumulation_steps: int = key(1, "Size", "Micro-steps of one optimizer step.", "micro-steps", ge=1)
     gradient_checkpointing: bool = key(True, "Size", "Recompute activations in the backward pass: less memory, slower.")
     activation_memory_gb: Literal["auto"] | Annotated[float, Field(ge=0)] | None = key(
-        None,
+        "auto",
         "Size",
-        "gradient_checkpointing: recompute only the blocks whose activations do not fit into this; 'auto' = what is free; "
-        "None = recompute all blocks.",
+        "gradient_checkpointing: recompute only the blocks whose activations do not fit into this; 'auto' = what is free on the "
+        "GPU (on a CPU: recompute all blocks); None = recompute all blocks.",
         "GB a device",
     )
     dataloader_num_workers: int = key(

@@ -145,13 +145,13 @@ def _memory(config: Config) -> list[Problem]:
             found.append(((name, "quantization"), message))
     if config.offload:
         wanted = {"gradient_checkpointing": config.gradient_checkpointing, "compile_blocks": not config.compile_blocks,
-                  "activation_memory_gb": config.activation_memory_gb is None}  # fmt: skip
+                  "activation_memory_gb": config.activation_memory_gb in (None, "auto")}  # fmt: skip
         for name in (name for name, right in wanted.items() if not right):
             message = "a block that comes and goes must be recomputed, and not compiled. Set gradient_checkpointing = True, "
             found.append((("offload", name), message + "activation_memory_gb = None, compile_blocks = False."))
         if config.quantization == "nf4" or config.bnb_quantization_config_path:
             found.append((("offload", "quantization"), "bitsandbytes' weights stay on the GPU. Take quantization = 'int8'."))
-    if config.activation_memory_gb is not None and not config.gradient_checkpointing:
+    if isinstance(config.activation_memory_gb, float) and not config.gradient_checkpointing:
         message = "gradient_checkpointing = False recomputes nothing, so there is nothing to choose. Set it to True."
         found.append((("activation_memory_gb", "gradient_checkpointing"), message))
     if config.validate_unquantized and not (config.quantization or config.bnb_quantization_config_path):

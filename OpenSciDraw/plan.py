@@ -340,7 +340,7 @@ def optimizer_bytes(config: Config) -> float:
 def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) -> list[Step]:
     """The typical size (nearest to the data's mean tokens) and the largest."""
     budget = None
-    if config.gradient_checkpointing and config.activation_memory_gb == "auto":
+    if config.gradient_checkpointing and config.activation_memory_gb == "auto" and not config.offload:
         total = GPUS[plan.gpu].memory_gb * GB
         budget = max(1, int(total - sum(plan.memory.values()) - RESERVE * total))
     elif isinstance(config.activation_memory_gb, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.finite import FiniteCheck
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
+from OpenSciDraw.utils.out_of_memory import out_of_memory
 from OpenSciDraw.utils.precision import autocast_type, compute_throughout
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
 from OpenSciDraw.utils.run_log import RunLog, device_name, save_session
@@ -80,6 +82,7 @@ class Training:
         self.step, self.micro_step, self.stop_signal = 0, 0, 0
         self._bad: dict[str, str] = {}
         self.finite = FiniteCheck(self.accelerator.device)
+        self._window: list[tuple[Batch, Place]] = []  # micro-steps of the optimizer step that is being taken
         self._resume()
         self._open_log()
 
@@ -290,11 +293,8 @@ class Training:
                 yield batch
 
     def place(self) -> Place:
-        """Where the next micro-step stands; also seeds torch, so that LoRA dropout depends on the place alone."""
-        place = Place(self.config.seed, self.micro_step, self.accelerator.process_index, self.accelerator.num_processes)
-        if self.config.lora_dropout:
-            torch.manual_seed(keyed_generator("dropout", *vars(place).values()).initial_seed())
-        return place
+        """Where the next micro-step stands."""
+        return Place(self.config.seed, self.micro_step, self.accelerator.process_index, self.accelerator.num_processes)
 
     @property
     def bad_rows(self) -> int:
@@ -333,12 +333,49 @@ class Training:
         flag = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of one micro-step of the accumulation."""
+    def forward_backward(self, batch: Batch) -> LossOutput:
+        """Loss and gradients of one micro-step. One that does not fit is done again with more blocks recomputed: the same bits.
+
+        Raises:
+            UserError: it does not fit, and nothing more can be recomputed; says what to change.
+        """
+        self._window.append((batch, self.place()))
+        while True:
+            try:
+                output = self._micro_step(*self._window[-1])
+                break
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split(". ")[0]
+            self._make_room(reason)  # outside of except: the error holds the tensors of the pass that failed
+        if self.accelerator.sync_gradients:
+            self._window.clear()
+        return output
+
+    def _micro_step(self, batch: Batch, place: Place) -> LossOutput:
+        if self.config.lora_dropout:
+            torch.manual_seed(keyed_generator("dropout", *vars(place).values()).initial_seed())
+        with self.accelerator.autocast():
+            output = self.objective(self.model, batch, place, self.config, self.empty_text)
         if self.zero:
-            self.optimizer.backward(loss)
+            self.optimizer.backward(output.loss)
         else:
-            self.accelerator.backward(loss)
+            self.accelerator.backward(output.loss)
+        return output
+
+    def _make_room(self, reason: str) -> None:
+        """Recompute more from now on; take the accumulation's earlier micro-steps again: the failed one may have left gradients."""
+        alone = self.accelerator.num_processes == 1  # several ranks would no longer meet in their collectives
+        if not (alone and self.activations is not None and self.activations.recompute_more()):
+            raise UserError(out_of_memory(self.config, self.step, reason))
+        budget = self.activations.budget_bytes
+        kept = f"at most {budget / 1e9:.3g} GB of" if budget else "no"
+        _LOG.warning("step %d does not fit (%s): from here on %s activations are kept, the rest is recomputed; "
+                     "results are the same bits", self.step, reason, kept)  # fmt: skip
+        self.optimizer.zero_grad()
+        gc.collect()
+        torch.cuda.empty_cache()
+        for batch, place in self._window[:-1]:
+            self._micro_step(batch, place)
 
     def clip_gradients(self) -> Tensor:
         """Clip to max_grad_norm; returns the norm before. (DeepSpeed takes its step here as well.)"""

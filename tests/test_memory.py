@@ -160,11 +160,54 @@ def test_training_with_a_budget_equals_training_without(run, tmp_path: Path) -> 
     assert 0 < runs["some"].activations.kept < 4
 
 
-def test_auto_leaves_room_for_what_is_still_to_come() -> None:
-    device = torch.device("cpu")
-    free = automatic_budget(device, 0)
-    assert 0 < automatic_budget(device, 2**30) <= free - 2**29
+def test_auto_leaves_room_for_what_is_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+    device = torch.device("cuda")
+    assert automatic_budget(device, 0) == 62 * 2**30 - int(0.15 * 80 * 2**30)
+    assert automatic_budget(device, 2**30) == automatic_budget(device, 0) - 2**30
     assert automatic_budget(device, 2**60) == 0
+
+
+class Full:
+    """A device that is full at the given calls of blocks (in order, recomputations included)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: set[int]):
+        from OpenSciDraw.utils import activations
+
+        self.calls, real = 0, activations.ActivationBudget.__call__
+
+        def call(budget: ActivationBudget, block: Any, *args: Any) -> Any:
+            self.calls += 1
+            if self.calls in at:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+            return real(budget, block, *args)
+
+        monkeypatch.setattr(activations.ActivationBudget, "__call__", call)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_step_that_does_not_fit_is_taken_again_with_more_recomputed_and_the_same_bits(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lora: bool  # type: ignore[no-untyped-def]
+) -> None:
+    """The second micro-step of an accumulation fails, twice: the first one's gradients come back too."""
+    given = {"max_train_steps": 3, "gradient_checkpointing": True, "activation_memory_gb": 0.5, "gradient_accumulation_steps": 2,
+             "use_lora": lora, "lora_dropout": 0.1 if lora else 0.0, "learning_rate": 1e-3}  # fmt: skip
+    plain = run(model_output_dir=str(tmp_path / "plain"), **given)
+    blocks = plain.activations.calls
+    Full(monkeypatch, at={3 * blocks + 3, 4 * blocks + 3 + 2})
+    full = run(model_output_dir=str(tmp_path / "full"), **given)
+    for name, parameter in plain.parameters.items():
+        assert torch.equal(parameter, full.parameters[name])
+    said = [record.message for record in caplog.records if "does not fit" in record.message]
+    assert len(said) == 2 and "step 1 does not fit (CUDA out of memory)" in said[0]
+
+
+def test_a_step_that_does_not_fit_at_all_says_which_keys_to_change(run, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    Full(monkeypatch, at={1})
+    with pytest.raises(UserError, match="Step 0 does not fit .*offload = True; a rank below 4.*scienceflow plan"):
+        run(model_output_dir=str(tmp_path), max_train_steps=1, gradient_checkpointing=True, activation_memory_gb=None)
 
 
 @pytest.mark.slow

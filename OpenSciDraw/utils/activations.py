@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -128,6 +127,14 @@ class ActivationBudget:
         self.kept += 1
         return result
 
+    def recompute_more(self) -> bool:
+        """After running out of memory: keep two thirds of what the last forward kept, or nothing. False where nothing was kept."""
+        if self.budget_bytes is None:
+            return False
+        smaller = min(self.budget_bytes, self.used) * 2 // 3
+        self.budget_bytes = smaller if self.kept > 1 and smaller > 0 else None
+        return True
+
     def _count_new(self, inputs: list[Tensor]) -> int:
         """Bytes of inputs that no earlier block of this forward has kept already."""
         new = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in inputs if _storage(tensor) not in self._seen}
@@ -136,13 +143,9 @@ class ActivationBudget:
 
 
 def automatic_budget(device: torch.device, still_to_come: int) -> int:
-    """Bytes for activations: what is free now, without gradients and optimizer state `still_to_come`, and the reserve."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        memory = psutil.virtual_memory()
-        free, total = memory.available, memory.total
+    """Bytes for activations: what is free on the GPU, less gradients and optimizer state `still_to_come` and the reserve."""
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(0, int(free - still_to_come - RESERVE * total))
 
 
@@ -151,8 +154,9 @@ def set_checkpointing(transformer: Any, config: Config, device: torch.device, st
     if not config.gradient_checkpointing:
         return None
     budget = config.activation_memory_gb
-    if budget == "auto":
-        return ActivationBudget(transformer, automatic_budget(device, still_to_come))
+    if budget == "auto":  # a CPU's memory is not this program's alone; blocks that come and go are always recomputed
+        chosen = device.type == "cuda" and not config.offload
+        return ActivationBudget(transformer, automatic_budget(device, still_to_come) if chosen else None)
     return ActivationBudget(transformer, None if budget is None else int(budget * 1e9))
 
 
