@@ -381,7 +381,7 @@ def _candidates(config: Config, engine: str, gpus: int) -> list[tuple[dict[str, 
     out: list[tuple[dict[str, Any], str]] = []
     if not config.gradient_checkpointing:
         out.append(({"gradient_checkpointing": True}, ""))
-    elif config.activation_memory_gb is not None:
+    elif isinstance(config.activation_memory_gb, float):  # "auto" gives way by itself
         out.append(({"activation_memory_gb": None}, ""))
     if gpus > 1 and engine == "ddp" and not config.use_lora:
         out.append(({}, "fsdp2"))

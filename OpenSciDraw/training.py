@@ -39,7 +39,7 @@ from OpenSciDraw.utils.finite import FiniteCheck
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
 from OpenSciDraw.utils.out_of_memory import out_of_memory
-from OpenSciDraw.utils.precision import autocast_type, compute_throughout
+from OpenSciDraw.utils.precision import autocast_type, cast_inputs, compute_throughout
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
 from OpenSciDraw.utils.run_log import RunLog, device_name, save_session
 from OpenSciDraw.utils.versions import versions
@@ -194,6 +194,7 @@ class Training:
             compile_blocks(model.transformer)
         if self.sharding:
             sharding.shard(model.transformer, self.sharding, accelerator.device, DTYPES[config.mixed_precision])
+            cast_inputs(model.transformer, DTYPES[config.mixed_precision])
             if config.use_lora:
                 Adapters(model.transformer, model.shared_inputs, None)
             trainable.fill(model, config)

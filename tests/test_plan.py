@@ -43,7 +43,7 @@ def wider_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         (False, {"mixed_precision": "bf16", "train_batch_size": 2}),
         (False, {"use_lora": False, "mixed_precision": "bf16"}),
-        (False, {"use_lora": False, "gradient_checkpointing": True}),
+        (False, {"use_lora": False, "gradient_checkpointing": True, "activation_memory_gb": None}),
         (True, {"mixed_precision": "bf16"}),
         (True, {"gradient_checkpointing": True, "activation_memory_gb": 0.1}),
     ],

@@ -39,6 +39,19 @@ def compute_throughout(model: FigureModel, transformer: nn.Module, config: Confi
     return None
 
 
+def cast_inputs(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Have a transformer whose parameters show another type than it computes in take its states in `dtype`.
+
+    A pipeline gives latents in the parameters' type: fp32 for trained weights.
+    """
+
+    def cast(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        states = {k: v.to(dtype) for k, v in kwargs.items() if isinstance(v, Tensor) and k.endswith("hidden_states")}
+        return args, kwargs | states
+
+    transformer.register_forward_pre_hook(cast, with_kwargs=True)
+
+
 class ComputeCopies:
     """A forward with `dtype` copies of fp32 parameters, whose gradients arrive in fp32.
 
@@ -52,11 +65,9 @@ class ComputeCopies:
             (module, name) for module in transformer.modules()
             for name, parameter in module.named_parameters(recurse=False) if parameter.dtype == torch.float32
         ]  # fmt: skip
-        transformer.register_forward_pre_hook(self._renew, with_kwargs=True)
+        transformer.register_forward_pre_hook(lambda *_: self._renew())
+        cast_inputs(transformer, dtype)
 
-    def _renew(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _renew(self) -> None:
         for owner, name in self._places:
             owner.__dict__[name] = owner._parameters[name].to(self.dtype)  # type: ignore[union-attr]
-        # a pipeline gives latents in the parameters' type
-        inputs = {k: v.to(self.dtype) if isinstance(v, Tensor) and k.endswith("hidden_states") else v for k, v in kwargs.items()}
-        return args, inputs
