@@ -10,6 +10,8 @@ read and write: over the card's bandwidth they give the time outside the product
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from report import Result
 from step_counts import StepCount, fused_kernels, launches
@@ -32,7 +34,7 @@ def settings(name: str, recompute: bool = False) -> Config:
     })  # fmt: skip
 
 
-def prepared(model: FigureModel, config: Config, ours: bool) -> torch.nn.Module:
+def prepared(model: FigureModel, config: Config, ours: bool) -> Any:
     """The transformer on meta with its adapters, as training prepares it, or as a bare loop in bf16 does."""
     transformer = model.empty_transformer(torch.bfloat16)
     trainable.make_trainable(transformer, config)
