@@ -17,7 +17,7 @@ from OpenSciDraw.quiet import start_logging
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
     """The loop, with its progress bar and trackers closed whatever ends it. Returns the exit code."""
-    with run.log:
+    with run.log, run.writer:  # the writer's end is the end of its last checkpoint
         return loop(run)
 
 

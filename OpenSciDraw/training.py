@@ -33,6 +33,7 @@ from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
 from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
 from OpenSciDraw.utils.adapters import Adapters
+from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.finite import FiniteCheck
@@ -42,6 +43,7 @@ from OpenSciDraw.utils.out_of_memory import out_of_memory
 from OpenSciDraw.utils.precision import autocast_type, cast_inputs, compute_throughout
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
 from OpenSciDraw.utils.run_log import RunLog, device_name, save_session
+from OpenSciDraw.utils.snapshot import Snapshot
 from OpenSciDraw.utils.versions import versions
 from OpenSciDraw.validation_funcs.evaluate_examples import examples_in_training
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
@@ -82,6 +84,7 @@ class Training:
         self.step, self.micro_step, self.stop_signal = 0, 0, 0
         self._bad: dict[str, str] = {}
         self.finite = FiniteCheck(self.accelerator.device)
+        self.writer, self.snapshot, self._said_no_memory = Background(), Snapshot(), False
         self._window: list[tuple[Batch, Place]] = []  # micro-steps of the optimizer step that is being taken
         self._resume()
         self._open_log()
@@ -391,6 +394,7 @@ class Training:
         if not self.optimizer.step_was_skipped:
             self.schedule.step()
         self.step += 1
+        self.writer.check()  # a checkpoint that could not be written stops the run here
         if self.average is not None:
             self.average.update(self.step)
 
@@ -411,28 +415,58 @@ class Training:
 
     # -- state ---------------------------------------------------------------------------------
     def save_checkpoint(self) -> None:
-        """One checkpoint of this step: every rank gives its part, rank 0 writes."""
+        """One checkpoint of this step: every rank gives its part; a thread of rank 0 writes copies of it while training goes on.
+
+        Where there is no memory for copies, or DeepSpeed holds the state, it is written piece by piece while training waits.
+        """
         self.finite.settle()
         start, write = time.perf_counter(), self.accelerator.is_main_process
-        with checkpoint.CheckpointWriter(self.output_dir, self.step, write) as folder:
-            self._save_weights(folder, write)
-            state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-            scaler = self.accelerator.scaler
-            tree = state | ({"scaler": scaler.state_dict()} if scaler else {})
-            checkpoint.save_tree(folder / "optimizer", tree, write)
+        scaler = self.accelerator.scaler
+        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        content = {"weights": self._weights(), "state": state | ({"scaler": scaler.state_dict()} if scaler else {})}
+        self.writer.wait()  # for the checkpoint before: its copies' memory is used again
+        if self._can_copy(content):
+            copies = self.snapshot.take(content, write)
             if write:
-                (folder / "trainer_state.json").write_text(json.dumps(self._state(), indent=1))
-        if write:
-            checkpoint.delete_old(self.output_dir, self.config.checkpoints_total_limit)
-        self.accelerator.wait_for_everyone()
+                self.writer.submit(self._write_checkpoint, self.step, copies, self._state(), write)
+        else:
+            self._write_checkpoint(self.step, content, self._state(), write)
+            self.accelerator.wait_for_everyone()
         self.log.exclude_time(time.perf_counter() - start)
 
-    def _save_weights(self, folder: Path, write: bool, dtype: torch.dtype | None = None) -> None:
-        """What trains, and its average in `ema/`."""
+    def _can_copy(self, content: Any) -> bool:
+        """Whether every rank can go on while rank 0 writes copies."""
+        fits = self.zero is None and self.snapshot.fits(content)
+        if not fits and self.zero is None and not self._said_no_memory:
+            self._said_no_memory = True
+            _LOG.warning("no memory for copies of a checkpoint's state: training waits while checkpoints are written")
+        if self.accelerator.num_processes == 1:
+            return fits
+        count = self.accelerator.reduce(torch.tensor(float(fits), device=self.accelerator.device), reduction="sum")
+        return int(count.item()) == self.accelerator.num_processes
+
+    def _write_checkpoint(self, step: int, content: dict[str, Any], state: dict[str, Any], write: bool) -> None:
+        self.snapshot.arrived()
+        with checkpoint.CheckpointWriter(self.output_dir, step, write) as folder:
+            self._save_weights(folder, content["weights"], write)
+            checkpoint.save_tree(folder / "optimizer", content["state"], write)
+            if write:
+                (folder / "trainer_state.json").write_text(json.dumps(state, indent=1))
+        if write:
+            checkpoint.delete_old(self.output_dir, self.config.checkpoints_total_limit)
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """What is saved of the model, by the folder's name: what trains, and its average in `ema/`."""
         transformer = self.accelerator.unwrap_model(self.model.transformer)
         sets: dict[str, Mapping[str, Tensor]] = {"": self.parameters}
         if self.average is not None:
             sets[checkpoint.EMA_FOLDER] = self.average.tensors
+        return {name: trainable.values_to_save(transformer, values, self.config) for name, values in sets.items()}
+
+    def _save_weights(
+        self, folder: Path, sets: Mapping[str, Mapping[str, Tensor]], write: bool, dtype: torch.dtype | None = None
+    ) -> None:
+        transformer = self.accelerator.unwrap_model(self.model.transformer)
         for name, values in sets.items():
             trainable.save_weights(self.model, transformer, values, folder / name, self.config, write, dtype)
 
@@ -496,7 +530,7 @@ class Training:
         config, write = self.config, self.accelerator.is_main_process
         with naming_full_disk(self.output_dir, checkpoint.FULL_DISK):
             dtype = torch.float32 if config.upcast_before_saving else DTYPES[config.mixed_precision]
-            self._save_weights(self.output_dir, write, dtype)
+            self._save_weights(self.output_dir, self._weights(), write, dtype)
         if write and config.push_to_hub:
             push_to_hub(config, self.output_dir / (checkpoint.LORA_FILE if self.layers else checkpoint.FULL_FOLDER))
         self.accelerator.wait_for_everyone()

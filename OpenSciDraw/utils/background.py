@@ -44,6 +44,11 @@ class Background:
         while self._jobs and self._jobs[0].done():
             self._jobs.popleft().result()
 
+    def wait(self) -> None:
+        """Until all jobs are done; raises the error of one that failed."""
+        while self._jobs:
+            self._jobs.popleft().result()
+
     def _do(self, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if self._failed:
             return
@@ -56,8 +61,8 @@ class Background:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            while kind is None and self._jobs:
-                self._jobs.popleft().result()
+            if kind is None:
+                self.wait()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 

@@ -130,11 +130,16 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 # -- saving and loading what trains ----------------------------------------------------------------
+def values_to_save(transformer: Any, values: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """`values` (what trains, or its average, by parameter name); of a model whose weights all train with its buffers as well."""
+    return dict(values) if config.use_lora else {**transformer.state_dict(), **values}
+
+
 def save_weights(
     model: FigureModel, transformer: Any, values: Mapping[str, Tensor], folder: Path, config: Config, write: bool,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write `values` (what trains, by parameter name) as files that diffusers loads; every rank calls it.
+    """Write `values` (of `values_to_save`) as files that diffusers loads; every rank calls it.
 
     A LoRA becomes `<folder>/pytorch_lora_weights.safetensors` (fp32), all weights `<folder>/transformer/`, in `dtype`
     or as they are.
@@ -150,7 +155,7 @@ def save_weights(
     if write:
         shutil.rmtree(building, ignore_errors=True)
     with TensorWriter(building, FULL_STEM, write) as files:
-        for name, tensor in {**transformer.state_dict(), **values}.items():
+        for name, tensor in values.items():
             files.add(name, tensor, dtype)
     if write:
         model.save_config(transformer, building)
