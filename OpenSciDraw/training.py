@@ -85,6 +85,7 @@ class Training:
         self._bad: dict[str, str] = {}
         self.finite = FiniteCheck(self.accelerator.device)
         self.writer, self.snapshot, self._said_no_memory = Background(), Snapshot(), False
+        self._reserved = False
         self._window: list[tuple[Batch, Place]] = []  # micro-steps of the optimizer step that is being taken
         self._resume()
         self._open_log()
@@ -395,6 +396,10 @@ class Training:
             self.schedule.step()
         self.step += 1
         self.writer.check()  # a checkpoint that could not be written stops the run here
+        if not self._reserved:  # the optimizer's state is there since its first step
+            self._reserved = True
+            if self.accelerator.is_main_process and self.zero is None:
+                self.writer.submit(self.snapshot.reserve, self._content())
         if self.average is not None:
             self.average.update(self.step)
 
@@ -421,9 +426,7 @@ class Training:
         """
         self.finite.settle()
         start, write = time.perf_counter(), self.accelerator.is_main_process
-        scaler = self.accelerator.scaler
-        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-        content = {"weights": self._weights(), "state": state | ({"scaler": scaler.state_dict()} if scaler else {})}
+        content = self._content()
         self.writer.wait()  # for the checkpoint before: its copies' memory is used again
         if self._can_copy(content):
             copies = self.snapshot.take(content, write)
@@ -433,6 +436,12 @@ class Training:
             self._write_checkpoint(self.step, content, self._state(), write)
             self.accelerator.wait_for_everyone()
         self.log.exclude_time(time.perf_counter() - start)
+
+    def _content(self) -> dict[str, Any]:
+        """The tensors and values of a checkpoint, as they are now."""
+        scaler = self.accelerator.scaler
+        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        return {"weights": self._weights(), "state": state | ({"scaler": scaler.state_dict()} if scaler else {})}
 
     def _can_copy(self, content: Any) -> bool:
         """Whether every rank can go on while rank 0 writes copies."""

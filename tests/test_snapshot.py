@@ -95,7 +95,8 @@ def test_a_snapshot_that_does_not_fit_is_said_once_and_written_while_training_wa
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=memory.total // 10))
     training = run(model_output_dir=str(tmp_path), max_train_steps=2, checkpointing_steps=1)
     assert sum("no memory for copies" in message for message in caplog.messages) == 1
-    assert not training.snapshot._buffers and len(checkpoint.list_checkpoints(tmp_path)) == 2
+    assert not training.snapshot._buffers  # nothing was reserved either
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 2
 
 
 def test_copies_use_the_same_memory_again_and_do_not_follow_their_tensors() -> None:
@@ -104,6 +105,9 @@ def test_copies_use_the_same_memory_again_and_do_not_follow_their_tensors() -> N
     tree["a"] += 1
     assert torch.equal(first["a"], torch.arange(4.0)) and first["b"][1:] == [3, "x"]
     second = snapshot.take(tree)
+    reserved = Snapshot()
+    reserved.reserve(tree)
+    assert reserved.take(tree)["a"].data_ptr() == reserved._buffers[0].data_ptr() and torch.equal(reserved._buffers[0], tree["a"])
     assert second["a"].data_ptr() == first["a"].data_ptr() and torch.equal(second["a"], tree["a"])
     assert snapshot.take(tree, keep=False)["a"] is None
 

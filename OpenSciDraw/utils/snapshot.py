@@ -41,6 +41,11 @@ class Snapshot:
         memory = psutil.virtual_memory()
         return needed <= here or needed - here < memory.available - SPARE * memory.total
 
+    def reserve(self, tree: Any) -> None:
+        """Get the memory for copies of `tree` where it fits, before it is needed: to get it takes longer than to fill it."""
+        if self.fits(tree):
+            self._buffers = [torch.zeros(t.shape, dtype=t.dtype, pin_memory=t.is_cuda) for t in tensors_of(tree)]
+
     def take(self, tree: Any, keep: bool = True) -> Any:
         """`tree` with copies in the place of its tensors; dealt ones (FSDP2) are gathered, which every rank must ask for.
 
