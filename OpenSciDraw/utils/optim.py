@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import nn
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.host_adamw import HostAdamW
+from OpenSciDraw.utils.lean_adamw import LeanAdamW
 from OpenSciDraw.utils.prodigy import Prodigy
 
 
@@ -20,9 +19,6 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
 
     `scale_lr` multiplies the rate by the effective batch (samples of an optimizer step over all ranks),
     as the diffusers scripts do.
-
-    Raises:
-        UserError: torchao is not installed.
     """
     common: dict[str, Any] = {
         "lr": config.learning_rate * (effective_batch if config.scale_lr else 1),
@@ -42,14 +38,11 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
     round_weights = not config.use_lora and config.master_weights == "bf16"
     if config.offload_optimizer:
         return HostAdamW(parameters, **common)
-    if not (config.use_8bit_adam or round_weights):
-        return torch.optim.AdamW(parameters, **common)
-    if importlib.util.find_spec("torchao") is None:
-        wish = "use_8bit_adam = True" if config.use_8bit_adam else "master_weights = 'bf16'"
-        raise UserError(f"{wish} needs torchao: pip install 'OpenSciDraw[8bit]'.")
-    from OpenSciDraw.utils.lean_adamw import LeanAdamW
-
-    return LeanAdamW(parameters, quantize=config.use_8bit_adam, seed=config.seed, **common)
+    if config.use_8bit_adam or round_weights:
+        return LeanAdamW(parameters, quantize=config.use_8bit_adam, seed=config.seed, **common)
+    trained = list(parameters)
+    # one kernel for a step, where its bits need not be those of other devices
+    return torch.optim.AdamW(trained, fused=True if trained[0].is_cuda else None, **common)
 
 
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
