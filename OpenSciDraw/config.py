@@ -304,6 +304,9 @@ class Config(_Section):
     mixed_precision: Literal["bf16", "fp16", "no"] = key(
         "bf16", "Precision", "Type of base weights and activations; 'no' = fp32."
     )
+    fp8_products: bool = key(
+        False, "Precision", "LoRA: the frozen blocks' products in 8-bit floats, forward and for the input's gradient (Ada, Hopper)."
+    )
     allow_tf32: bool = key(False, "Precision", "TF32 matrix products on NVIDIA GPUs.")
 
     weighting_scheme: Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"] = key(

@@ -143,6 +143,12 @@ def _memory(config: Config) -> list[Problem]:
         if value and (config.quantization or config.bnb_quantization_config_path):
             message = f"{value!r} changes the base, which a quantised one does not allow. Export the changed base first."
             found.append(((name, "quantization"), message))
+    if config.fp8_products:
+        contrary = {"use_lora": not config.use_lora, "mixed_precision": config.mixed_precision != "bf16", "offload": config.offload,
+                    "quantization": config.quantization or config.bnb_quantization_config_path}  # fmt: skip
+        for name in (name for name, is_set in contrary.items() if is_set):
+            message = "8-bit products are for the frozen bf16 base of a LoRA, on the device and not quantised otherwise. "
+            found.append((("fp8_products", name), message + "Set fp8_products = False."))
     if config.offload:
         wanted = {"gradient_checkpointing": config.gradient_checkpointing, "compile_blocks": not config.compile_blocks,
                   "activation_memory_gb": config.activation_memory_gb in (None, "auto")}  # fmt: skip

@@ -37,6 +37,7 @@ from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.finite import FiniteCheck
+from OpenSciDraw.utils.fp8 import use_fp8_products
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
 from OpenSciDraw.utils.out_of_memory import out_of_memory
@@ -105,7 +106,7 @@ class Training:
             "mixed_precision": config.mixed_precision == "fp16", "fuse_pretrained_lora": config.fuse_pretrained_lora,
             "quantization": config.quantization is not None, "offload": config.offload,
             "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
-            "offload_optimizer": config.offload_optimizer,
+            "offload_optimizer": config.offload_optimizer, "fp8_products": config.fp8_products,
         }  # fmt: skip
         if self.zero:  # it flattens parameters, which these cannot work on
             refused |= {"use_ema": config.use_ema, "optimizer": config.optimizer != "AdamW", "use_8bit_adam": config.use_8bit_adam,
@@ -192,6 +193,8 @@ class Training:
             model.load_transformer(quantization_config(config, model), torch.device("cpu") if config.offload else None, dtype)
             trainable.load_pretrained(model.transformer, config)
         self.layers = trainable.make_trainable(model.transformer, config)
+        if config.fp8_products:
+            _LOG.info("8-bit float products in %d frozen layers", use_fp8_products(model.transformer, accelerator.device))
         if config.offload:
             self.offload = BlockOffload(model.transformer, accelerator.device, config.resident_blocks)
         if config.compile_blocks:

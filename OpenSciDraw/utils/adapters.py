@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor, nn
 
+from OpenSciDraw.utils.fp8 import Fp8Linear, quantize_rows
+
 ADAPTER = "default"
 
 
@@ -37,7 +39,8 @@ class AdaptedLinear(lora.Linear):
         alone = self.active_adapters == [ADAPTER] and not self.merged and not self.disable_adapters and not args and not kwargs
         if self.group is None or not alone or _in_autocast(x):
             return super().forward(x, *args, **kwargs)
-        if self.training and isinstance(self.lora_dropout[ADAPTER], nn.Dropout) or not is_plain(self.base_layer):
+        dropout = self.training and isinstance(self.lora_dropout[ADAPTER], nn.Dropout)
+        if dropout or not (is_plain(self.base_layer) or isinstance(self.base_layer, Fp8Linear)):
             return self._add_to_base(x)
         return self.group.output(self, x)
 
@@ -93,11 +96,16 @@ class SharedInput:
         stacked = self.stacked
         if stacked is None or stacked.dtype != x.dtype:
             stacked = pairs[0][0] if len(pairs) == 1 else torch.cat([down for down, _ in pairs])
-        bases = [layer.base_layer for layer in self.layers]
+        rows, ups, bases = x.flatten(0, -2), [up for _, up in pairs], [layer.base_layer for layer in self.layers]
         scales = tuple(layer.scaling[ADAPTER] for layer in self.layers)
-        outputs = _Product.apply(
-            x.flatten(0, -2), scales, stacked, *(up for _, up in pairs), *(b.weight for b in bases), *(b.bias for b in bases)
-        )
+        if all(is_plain(base) for base in bases):
+            outputs = _Product.apply(rows, scales, stacked, *ups, *(b.weight for b in bases), *(b.bias for b in bases))
+        else:  # 8-bit products, of one 8-bit form of the input
+            quantized, parts = quantize_rows(rows.detach()), (rows @ stacked.T).chunk(len(bases), 1)
+            outputs = [
+                base.product(rows, *quantized).addmm_(part, up.T, alpha=scale)
+                for base, part, up, scale in zip(bases, parts, ups, scales, strict=True)
+            ]
         self._ready = {id(layer): out for layer, out in zip(self.layers, outputs, strict=True)}
         self._input = x
 

@@ -97,6 +97,7 @@ def shard(transformer: nn.Module, sharding: Sharding, device: torch.device, comp
 def leave_to_each_rank(transformer: nn.Module) -> None:
     """DDP does not send frozen weights around: every rank has read the same files, and quantised ones cannot be sent."""
     frozen = [name for name, parameter in transformer.named_parameters() if not parameter.requires_grad]
+    frozen += [name for name, buffer in transformer.named_buffers() if buffer.is_floating_point() and buffer.itemsize == 1]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
 
 
