@@ -251,7 +251,7 @@ class Config(_Section):
     optimizer: Annotated[Literal["AdamW", "prodigy"], BeforeValidator(_canonical_optimizer)] = key(
         "AdamW", "Optimizer", "Optimizer, in any case."
     )
-    use_8bit_adam: bool = key(False, "Optimizer", "AdamW with 8-bit state (torchao).")
+    use_8bit_adam: bool = key(False, "Optimizer", "AdamW with 8-bit state.")
     offload_optimizer: bool = key(False, "Optimizer", "AdamW: fp32 weights, state and step in CPU memory.")
     master_weights: Literal["fp32", "bf16"] = key(
         "fp32", "Optimizer", "use_lora = False: type of the trained weights; 'bf16' rounds updates stochastically (AdamW)."

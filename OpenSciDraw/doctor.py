@@ -96,7 +96,7 @@ def wanted_packages(config: Config | None) -> set[str]:
         return set()
     trackers = config.report_to if isinstance(config.report_to, list) else [config.report_to]
     wanted = {str(name) for name in trackers if name not in (None, "none")}
-    if config.quantization in ("int8", "fp8") or config.use_8bit_adam or config.master_weights == "bf16":
+    if config.quantization in ("int8", "fp8"):
         wanted.add("torchao")
     if config.quantization == "nf4" or config.bnb_quantization_config_path:
         wanted.add("bitsandbytes")

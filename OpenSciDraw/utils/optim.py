@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import nn
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.host_adamw import HostAdamW
+from OpenSciDraw.utils.lean_adamw import LeanAdamW
 from OpenSciDraw.utils.prodigy import Prodigy
 
 
@@ -20,9 +19,6 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
 
     `scale_lr` multiplies the rate by the effective batch (samples of an optimizer step over all ranks),
     as the diffusers scripts do.
-
-    Raises:
-        UserError: torchao is not installed.
     """
     common: dict[str, Any] = {
         "lr": config.learning_rate * (effective_batch if config.scale_lr else 1),
@@ -44,11 +40,6 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
         return HostAdamW(parameters, **common)
     if not (config.use_8bit_adam or round_weights):
         return torch.optim.AdamW(parameters, **common)
-    if importlib.util.find_spec("torchao") is None:
-        wish = "use_8bit_adam = True" if config.use_8bit_adam else "master_weights = 'bf16'"
-        raise UserError(f"{wish} needs torchao: pip install 'OpenSciDraw[8bit]'.")
-    from OpenSciDraw.utils.lean_adamw import LeanAdamW
-
     return LeanAdamW(parameters, quantize=config.use_8bit_adam, seed=config.seed, **common)
 
 
