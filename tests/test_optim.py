@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import BASE, REPO, merged
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
 from OpenSciDraw.config import Config
@@ -57,6 +58,30 @@ def prodigy(parameters) -> Prodigy:  # type: ignore[no-untyped-def]
     return Prodigy(parameters, **{**RATE, "lr": 1.0, "betas": (0.9, 0.99)}, **options)
 
 
+# -- fused -------------------------------------------------------------------------------------
+def test_adamw_is_fused_on_a_gpu_unless_a_scaler_may_skip_steps() -> None:
+    with FakeTensorMode():
+        there = nn.Parameter(torch.empty(4, 4, device="cuda"))
+    for parameter, precision, fused in ((there, "bf16", True), (there, "fp16", None), (weight(), "bf16", None)):
+        assert build([parameter], mixed_precision=precision).param_groups[0]["fused"] is fused, (parameter.device, precision)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_checkpoint_does_not_choose_the_kernel(before: bool) -> None:
+    """One of before, or of a CPU, goes on fused on a GPU, and the other way; the count of steps moves to where it is wanted."""
+    saved, kept = weight(), weight()
+    first = optim.adamw([saved], fused=before, **RATE)
+    go(saved, first, 0, 3)
+    kept.data.copy_(saved.data)
+    second = optim.adamw([kept], fused=not before, **RATE)
+    second.load_state_dict(deepcopy(first.state_dict()))
+    assert second.param_groups[0]["fused"] is (None if before else True)
+    go(saved, first, 3, 6)
+    go(kept, second, 3, 6)
+    torch.testing.assert_close(saved, kept, rtol=0, atol=1e-6)
+    assert float(second.state[kept]["step"]) == 6
+
+
 # -- 8-bit state ---------------------------------------------------------------------------------
 def test_8_bit_state_takes_two_bytes_and_a_bit_a_parameter_and_follows_adamw() -> None:
     exact, small = weight(), weight()
@@ -78,6 +103,8 @@ def test_state_of_small_tensors_and_odd_rows_stays_in_fp32() -> None:
 
 
 MAKERS = {
+    "adamw": lambda p: optim.adamw([p], fused=False, **RATE),
+    "fused": lambda p: optim.adamw([p], fused=True, **RATE),
     "8bit": lambda p: lean_adamw([p]),
     "rounded": lambda p: lean_adamw([p], quantize=False),
     "host": lambda p: HostAdamW([p], **RATE),
@@ -250,7 +277,7 @@ def test_the_step_in_cpu_memory_is_adamws_and_bf16_weights_are_its_rounded_fp32_
 
 
 def test_a_gradient_scaler_unscales_and_skips_with_each() -> None:
-    for make in (*MAKERS.values(), lambda p: AdamW([p], **RATE)):
+    for make in (make for name, make in MAKERS.items() if name != "fused"):  # which is not taken where there is a scaler
         scaled, plain = weight(), weight()
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         left, right = make(scaled), make(plain)
@@ -325,7 +352,8 @@ def wide() -> Wide:
 
 
 CASES = {
-    "adamw": (wide, lambda p: AdamW(p, **RATE)),
+    "adamw": (wide, lambda p: optim.adamw(p, fused=False, **RATE)),
+    "fused": (wide, lambda p: optim.adamw(p, fused=True, **RATE)),
     "8bit": (wide, lean_adamw),
     "rounded": (lambda: wide().bfloat16(), lambda p: lean_adamw(p, quantize=False)),
     "prodigy": (net, prodigy),

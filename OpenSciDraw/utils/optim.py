@@ -20,6 +20,7 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
     `scale_lr` multiplies the rate by the effective batch (samples of an optimizer step over all ranks),
     as the diffusers scripts do.
     """
+    parameters = list(parameters)
     common: dict[str, Any] = {
         "lr": config.learning_rate * (effective_batch if config.scale_lr else 1),
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -39,8 +40,25 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter], effectiv
     if config.offload_optimizer:
         return HostAdamW(parameters, **common)
     if not (config.use_8bit_adam or round_weights):
-        return torch.optim.AdamW(parameters, **common)
+        # A gradient scaler would leave it to the fused kernel to skip a step, and the loop would not notice that it did.
+        on_gpu = {p.device.type for p in parameters} == {"cuda"}
+        return adamw(parameters, fused=on_gpu and config.mixed_precision != "fp16", **common)
     return LeanAdamW(parameters, quantize=config.use_8bit_adam, seed=config.seed, **common)
+
+
+def adamw(parameters: Iterable[nn.Parameter], fused: bool, **options: Any) -> torch.optim.AdamW:
+    """torch's AdamW, in one kernel for many parameters (`fused`), or as torch chooses.
+
+    A checkpoint says how it was made; here that does not change the choice, because it may come from another device.
+    On a CPU the fused kernel rounds otherwise than the plain one.
+    """
+    optimizer = torch.optim.AdamW(parameters, fused=fused or None, **options)
+
+    def keep_choice(own: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [group | {"fused": own.defaults["fused"]} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_choice)
+    return optimizer
 
 
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
