@@ -321,7 +321,8 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 60) -
 
 @pytest.mark.parametrize("decouple", [True, False])
 @pytest.mark.parametrize("warm", [True, False])
-def test_prodigy_takes_its_authors_steps(decouple: bool, warm: bool) -> None:
+def test_prodigy_takes_its_authors_steps(decouple: bool, warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("OpenSciDraw.utils.prodigy.BATCH", 200 if warm else 2**24)  # parameters in several lists, or in one
     theirs = pytest.importorskip("prodigyopt").Prodigy
     options = {"lr": 0.7, "betas": (0.9, 0.99), "beta3": None, "weight_decay": 1e-2, "eps": 1e-8, "decouple": decouple,
                "use_bias_correction": warm, "safeguard_warmup": warm}  # fmt: skip
