@@ -71,9 +71,12 @@ def main() -> None:
     result.notes = [f"Imports are {share:.0%} of what `--help` adds to an empty interpreter. Neither loads torch."]
     count = [*PYTHON, "-c", TRAINING + "; print(len(sys.modules), 'torchao' in sys.modules)"]
     modules, torchao = subprocess.run(count, capture_output=True, text=True, check=True).stdout.split()
-    through = "torchao among them (diffusers and transformers import it where it is installed)" if torchao == "True" else "not torchao"
+    through = "not torchao"
+    if torchao == "True":
+        through = "torchao among them (diffusers and transformers import it where it is installed)"
     result.notes += [f"What trains is {modules} modules, {through}."]
-    result.numbers = {"modules_of_training": int(modules), "seconds": seconds, "median_seconds": middle, "import_share_of_help": share}
+    result.numbers = {"seconds": seconds, "median_seconds": middle, "import_share_of_help": share}
+    result.numbers["modules_of_training"] = int(modules)
     result.save()
 
 

@@ -13,7 +13,7 @@ from conftest import REPO, merged
 UNUSED = (
     "wandb", "matplotlib", "tensorboard", "deepspeed", "bitsandbytes", "ray", "datasets", "cv2", "onnxruntime",
 )  # fmt: skip
-# Not here: torchao, scipy, sklearn, torchvision and pandas, which transformers, diffusers and pyarrow import where they are installed.
+# Not here: torchao, scipy, sklearn, torchvision, pandas; transformers, diffusers and pyarrow import them where they are installed.
 RUN = """
 import json, sys
 from OpenSciDraw.config import Config
