@@ -1,4 +1,4 @@
-"""How long a command takes to answer: `scienceflow --help`, and the refusal of a typo in a config.
+"""How long a command takes to answer: `scienceflow --help`, the refusal of a typo in a config, the imports of training.
 
 Command:  python benchmarks/run_startup.py
 
@@ -21,6 +21,7 @@ from report import Result, in_turn
 
 REPETITIONS = 10
 PYTHON = [sys.executable]
+TRAINING = "import sys, OpenSciDraw.training, OpenSciDraw.models.flux2_klein"
 SCIENCEFLOW = [sys.executable, "-m", "OpenSciDraw.cli"]
 
 
@@ -56,6 +57,7 @@ def main() -> None:
             "import of the command line": process([*PYTHON, "-c", "import OpenSciDraw.cli"]),
             "scienceflow --help": process([*SCIENCEFLOW, "--help"]),
             "refusal of a typo in a config": process([*SCIENCEFLOW, *typo], expected_code=2),
+            "import of what trains FLUX.2-klein": process([*PYTHON, "-c", TRAINING]),
         }
         seconds = in_turn(runs, REPETITIONS)
         if loads_torch(["--help"]) or loads_torch(typo):
@@ -63,11 +65,18 @@ def main() -> None:
     middle = {name: median(values) for name, values in seconds.items()}
     limits = {"scienceflow --help": "0.5 s", "refusal of a typo in a config": "2 s"}
     rows = [[name, f"{value:.3f} s", limits.get(name, "")] for name, value in middle.items()]
-    empty, imports, full, _ = middle.values()
+    empty, imports, full, *_ = middle.values()
     share = (imports - empty) / (full - empty)
     result = Result("startup", "python benchmarks/run_startup.py", ["what", "median", "limit"], rows)
     result.notes = [f"Imports are {share:.0%} of what `--help` adds to an empty interpreter. Neither loads torch."]
+    count = [*PYTHON, "-c", TRAINING + "; print(len(sys.modules), 'torchao' in sys.modules)"]
+    modules, torchao = subprocess.run(count, capture_output=True, text=True, check=True).stdout.split()
+    through = "not torchao"
+    if torchao == "True":
+        through = "torchao among them (diffusers and transformers import it where it is installed)"
+    result.notes += [f"What trains is {modules} modules, {through}."]
     result.numbers = {"seconds": seconds, "median_seconds": middle, "import_share_of_help": share}
+    result.numbers["modules_of_training"] = int(modules)
     result.save()
 
 
