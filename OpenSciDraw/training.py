@@ -36,7 +36,7 @@ from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.files import naming_full_disk
-from OpenSciDraw.utils.finite import FiniteCheck
+from OpenSciDraw.utils.finite import Arriving, FiniteCheck
 from OpenSciDraw.utils.fp8 import use_fp8_products
 from OpenSciDraw.utils.launch import build_accelerator
 from OpenSciDraw.utils.offload import BlockOffload
@@ -84,9 +84,10 @@ class Training:
         self._build_transformer()
         self.step, self.micro_step, self.stop_signal = 0, 0, 0
         self._bad: dict[str, str] = {}
-        self.finite = FiniteCheck(self.accelerator.device)
+        self.finite = FiniteCheck()
         self.writer, self.snapshot, self._said_no_memory = Background(), Snapshot(), False
         self._reserved = False
+        self._stop_flag: Arriving | None = None
         self._window: list[tuple[Batch, Place]] = []  # micro-steps of the optimizer step that is being taken
         self._resume()
         self._open_log()
@@ -335,11 +336,13 @@ class Training:
         signal.signal(signal.SIGINT, note)
 
     def must_stop(self) -> bool:
-        """True on every rank once any rank got a signal."""
+        """True on every rank, at the same step, once any rank got a signal; several GPUs learn of it a step later."""
         if self.accelerator.num_processes == 1:
             return bool(self.stop_signal)
-        flag = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+        flag = torch.tensor(float(self.stop_signal)).to(self.accelerator.device, non_blocking=True)
+        before, self._stop_flag = self._stop_flag, Arriving(self.accelerator.reduce(flag, reduction="sum"))
+        asked = self._stop_flag if self._stop_flag.is_here else before
+        return asked is not None and bool(asked.read())
 
     def forward_backward(self, batch: Batch) -> LossOutput:
         """Loss and gradients of one micro-step. One that does not fit is done again with more blocks recomputed: the same bits.

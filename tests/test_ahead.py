@@ -53,7 +53,7 @@ def noted(check: FiniteCheck, value: float, step: int) -> None:
 
 
 def test_a_bad_loss_stops_at_once_on_a_cpu() -> None:
-    check = FiniteCheck(torch.device("cpu"))
+    check = FiniteCheck()
     noted(check, 1.0, 0)
     said = r"Loss is nan at step 1: stopped before the optimizer step.*a \(loss nan at sigma 0.250"
     with pytest.raises(FloatingPointError, match=said):
@@ -64,9 +64,10 @@ def test_on_a_gpu_a_bad_loss_is_read_a_step_later_or_before_anything_is_saved(mo
     waited: list[int] = []
     event = SimpleNamespace(synchronize=lambda: waited.append(1))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
-    check = FiniteCheck(torch.device("cuda"))
+    check = FiniteCheck()
     noted(check, math.inf, 4)
     assert not waited  # nobody waits for the step that runs
     with pytest.raises(FloatingPointError, match="inf at step 4: stopped a step later, before anything of it was saved"):
