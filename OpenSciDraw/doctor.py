@@ -349,8 +349,8 @@ def check_disk(config: Config, model: FigureModel, downloaded: bool) -> Iterator
     """Free space for the download and for checkpoints. Each is one of weights, optimizer state and average."""
     from huggingface_hub import constants
 
-    from OpenSciDraw.plan import optimizer_bytes
     from OpenSciDraw.utils import trainable
+    from OpenSciDraw.utils.optim import optimizer_bytes
 
     transformer = model.empty_transformer(trainable.loading_dtype(config))
     trained = trainable.count_trained(transformer, config)

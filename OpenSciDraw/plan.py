@@ -32,6 +32,7 @@ from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.store import EncodedStore
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import RESERVE, ActivationBudget, keeps, measure_saved_bytes
+from OpenSciDraw.utils.optim import optimizer_bytes
 from OpenSciDraw.utils.precision import autocast_type, compute_throughout
 from OpenSciDraw.utils.sharding import block_lists, repeated_blocks
 from OpenSciDraw.utils.text_codec import encoded_bytes
@@ -326,15 +327,6 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
         "text encoder": half * plan.text_encoder if config.text == "online" else 0,
         "CUDA context and spare": CONTEXT_BYTES + SPARE * GPUS[plan.gpu].memory_gb * GB,
     }
-
-
-def optimizer_bytes(config: Config) -> float:
-    """Bytes of optimizer state on the device for a trained parameter."""
-    if config.offload_optimizer:
-        return 0.0
-    if config.optimizer == "prodigy":
-        return 16.0  # two moments, s, and the first weights
-    return 2 + 2 * 4 / 256 if config.use_8bit_adam else 8.0  # two moments of a byte each, with a scale for 256 values
 
 
 def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) -> list[Step]:

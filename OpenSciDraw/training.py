@@ -52,7 +52,6 @@ from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
 
 _LOG = logging.getLogger("OpenSciDraw")
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped by a signal after a checkpoint; run the same command again
-STATE_BYTES = 12  # gradient and AdamW's state of a parameter: not yet there when "auto" looks what is free
 Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
 
 
@@ -212,7 +211,9 @@ class Training:
             model.transformer = accelerator.prepare(model.transformer)
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
         trainable.load_pretrained_adapter(self.parameters, config)
-        still_to_come = STATE_BYTES * sum(sharding.local(p).numel() for p in self.parameters.values())
+        # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free
+        each = 4 + 2 + 4 * config.use_ema + optim.optimizer_bytes(config)
+        still_to_come = int(each * sum(sharding.local(p).numel() for p in self.parameters.values()))
         inner = accelerator.unwrap_model(model.transformer)
         self.activations = set_checkpointing(inner, config, accelerator.device, still_to_come)
         model.transformer.train()

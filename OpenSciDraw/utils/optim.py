@@ -61,6 +61,15 @@ def adamw(parameters: Iterable[nn.Parameter], fused: bool, **options: Any) -> to
     return optimizer
 
 
+def optimizer_bytes(config: Config) -> float:
+    """Bytes of optimizer state on the device for a trained parameter."""
+    if config.offload_optimizer:
+        return 0.0
+    if config.optimizer == "prodigy":
+        return 16.0  # two moments, s, and the first weights
+    return 2 + 2 * 4 / 256 if config.use_8bit_adam else 8.0  # two moments of a byte each, with a scale for 256 values
+
+
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
     """The learning-rate schedule, stepped once per optimizer step, whatever the number of ranks."""
     from diffusers.optimization import get_scheduler
