@@ -94,23 +94,33 @@ class TensorWriter:
             (self.folder / f"{self.stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
+def weight_file_names(stem: str, variant: str | None = None) -> tuple[str, str]:
+    """Names of the one file of weights, and of the index where there are several."""
+    if variant is None:
+        return f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    return f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json"
+
+
 class TensorReader:
     """What TensorWriter (or diffusers) wrote, tensor by tensor: `reader[name]` is a safetensors slice, not yet read.
+
+    `device`: where the tensors are put as they are read. `variant`: of the files' names, as diffusers writes it.
 
     Raises:
         UserError: nothing there, not readable as safetensors, or a name that leads out of the folder.
     """
 
-    def __init__(self, folder: Path, stem: str):
+    def __init__(self, folder: Path, stem: str, device: torch.device | str = "cpu", variant: str | None = None):
         self.folder = folder
-        index = folder / f"{stem}.safetensors.index.json"
+        single, index_name = weight_file_names(stem, variant)
+        index = folder / index_name
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [f"{stem}.safetensors"]
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [single]
             if any(Path(name).name != name for name in names):
                 raise UserError(f"{index}: its file names must lie in its own folder.")
-            self._handles = [safe_open(folder / name, framework="pt") for name in names]
+            self._handles = [safe_open(folder / name, framework="pt", device=str(device)) for name in names]
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{folder / stem}.safetensors: cannot be read ({type(error).__name__}: {error}).") from error
+            raise UserError(f"{folder / single}: cannot be read ({type(error).__name__}: {error}).") from error
         self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}
 
     @property
@@ -121,6 +131,17 @@ class TensorReader:
         handle = self._handle_of[name]
         part = handle.get_slice(name)
         return part if part.get_shape() else handle.get_tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor, on `device`.
+
+        Raises:
+            UserError: its bytes cannot be read.
+        """
+        try:
+            return self._handle_of[name].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.folder}: the tensor {name} cannot be read ({type(error).__name__}: {error}).") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._handle_of[name].get_slice(name).get_shape())
