@@ -302,8 +302,9 @@ class FigureModel(ABC):
         folder = direct_loading.local_folder(self.source, self.trained_part) if plain else None
         if folder is not None:
             reader = TensorReader(folder, FULL_STEM, device, self.source.variant)
-            self._transformer = direct_loading.load(self.transformer_type, config, reader, dtype, device)
-            self._transformer.register_to_config(_name_or_path=self.source.name)
+            loaded = direct_loading.load(self.transformer_type, config, reader, dtype, device)
+            loaded.register_to_config(_name_or_path=self.source.name)
+            self._transformer = loaded
             return
         extra = {} if quantization is None else {"quantization_config": quantization}
         transformer = load_component(self.transformer_type, self.source, self.trained_part, torch_dtype=dtype, **extra)
