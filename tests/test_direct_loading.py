@@ -74,6 +74,21 @@ def test_weights_are_those_of_from_pretrained_to_the_bit(name: str, dtype: torch
     assert_same(model, released(model, dtype))
 
 
+def test_a_device_with_a_number_is_a_device(no_other_loader: None) -> None:
+    model = build(embedded_folder("flux2_klein_tiny_random"))
+    model.load_transformer(device=torch.device("cpu", 0))  # as a launcher with several processes gives it
+    assert_same(model, released(model, torch.float32).to(torch.device("cpu", 0)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_read_onto_a_gpu_are_those_that_from_pretrained_moves_there(dtype: torch.dtype, no_other_loader: None) -> None:
+    model = build(embedded_folder("flux2_klein_tiny_random"), dtype)
+    device = torch.device("cuda", 0)
+    model.load_transformer(device=device)
+    assert_same(model, released(model, dtype).to(device))
+
+
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("size", ["10GB", "100KB"])
 def test_one_file_or_many_of_a_variant_or_not_are_read(

@@ -88,7 +88,7 @@ def empty(cls: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
 
 
 def load(cls: Any, config: dict[str, Any], reader: TensorReader, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model by `config` with the reader's tensors (which it puts on `device`), floating ones in `dtype`.
+    """The model by `config` with the reader's tensors, floating ones in `dtype`, on `device`.
 
     Modules that the class keeps in fp32 stay so; tensors that the model does not know are named in a warning, as by diffusers.
 
@@ -107,7 +107,7 @@ def load(cls: Any, config: dict[str, Any], reader: TensorReader, dtype: torch.dt
             tensor = tensor.to(torch.float32 if set(keep) & set(name.split(".")) else dtype)
         tensors[name] = tensor
     model.load_state_dict(tensors, assign=True)
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)  # moves what the reader could not: buffers, devices other than CUDA
 
 
 def _require_fit(cls: Any, expected: dict[str, Tensor], reader: TensorReader) -> None:

@@ -106,21 +106,22 @@ def weight_file_names(stem: str, variant: str | None = None) -> tuple[str, str]:
 class TensorReader:
     """What TensorWriter (or diffusers) wrote, tensor by tensor: `reader[name]` is a safetensors slice, not yet read.
 
-    `device`: where the tensors are put as they are read. `variant`: of the files' names, as diffusers writes it.
+    `device`: a CUDA device that tensors are put on as they are read; for others they stay in CPU memory. `variant`: of the files' names, as diffusers writes it.
 
     Raises:
         UserError: nothing there, not readable as safetensors, or a name that leads out of the folder.
     """
 
-    def __init__(self, folder: Path, stem: str, device: torch.device | str = "cpu", variant: str | None = None):
+    def __init__(self, folder: Path, stem: str, device: torch.device | None = None, variant: str | None = None):
         self.folder = folder
         single, index_name = weight_file_names(stem, variant)
         index = folder / index_name
+        place = str(device) if device is not None and device.type == "cuda" else "cpu"  # safetensors knows no cpu:0
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [single]
             if any(Path(name).name != name for name in names):
                 raise UserError(f"{index}: its file names must lie in its own folder.")
-            self._handles = [safe_open(folder / name, framework="pt", device=str(device)) for name in names]
+            self._handles = [safe_open(folder / name, framework="pt", device=place) for name in names]
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"{folder / single}: cannot be read ({type(error).__name__}: {error}).") from error
         self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}
@@ -135,7 +136,7 @@ class TensorReader:
         return part if part.get_shape() else handle.get_tensor(name)
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor, on `device`.
+        """The whole tensor, on `device` (or the CPU).
 
         Raises:
             UserError: its bytes cannot be read.
