@@ -106,7 +106,8 @@ def weight_file_names(stem: str, variant: str | None = None) -> tuple[str, str]:
 class TensorReader:
     """What TensorWriter (or diffusers) wrote, tensor by tensor: `reader[name]` is a safetensors slice, not yet read.
 
-    `device`: a CUDA device that tensors are put on as they are read; for others they stay in CPU memory. `variant`: of the files' names, as diffusers writes it.
+    `device`: a CUDA device that tensors are put on as they are read; for others they stay in CPU memory.
+    `variant`: of the files' names, as diffusers writes it.
 
     Raises:
         UserError: nothing there, not readable as safetensors, or a name that leads out of the folder.
