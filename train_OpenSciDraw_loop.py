@@ -68,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from OpenSciDraw.config_file import load_config
 
         config = load_config(arguments.config, arguments.cfg_options)
-        from OpenSciDraw.training import Training
+        from OpenSciDraw.startup import quick_imports, unused_libraries
+
+        with quick_imports(unused_libraries(config)):
+            from OpenSciDraw.registry import MODELS
+            from OpenSciDraw.training import Training
+
+            MODELS.get(config.model_type)  # its classes of diffusers and transformers
 
         code = train(Training(config))
         gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten

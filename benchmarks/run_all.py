@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, and RESULTS.md from what they wrote.
 
-Command:  python benchmarks/run_all.py          (about five minutes on two CPU cores; nothing else should run meanwhile)
+Command:  python benchmarks/run_all.py          (about eight minutes on two CPU cores; nothing else should run meanwhile)
           python benchmarks/run_all.py --report  (only writes RESULTS.md anew from results/)
 """
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.models import vae_precision
+from OpenSciDraw.models import direct_loading, vae_precision
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store import Contract
+from OpenSciDraw.utils.checkpoint import FULL_STEM, TensorReader
 from OpenSciDraw.utils.text_codec import CODECS
 
 if TYPE_CHECKING:
@@ -255,13 +256,7 @@ class FigureModel(ABC):
 
     def empty_transformer(self, dtype: torch.dtype | None = None) -> Any:
         """The transformer with its parameters on meta, in `dtype` or else `weight_dtype`: shapes without memory."""
-        from accelerate import init_empty_weights
-
-        with init_empty_weights():  # buffers are small and stay real: RoPE tables are not in any file
-            transformer = self.transformer_type.from_config(self.transformer_config())
-        for parameter in transformer.parameters():
-            parameter.data = parameter.data.to(dtype or self.weight_dtype)
-        return transformer.eval().requires_grad_(False)
+        return direct_loading.empty(self.transformer_type, self.transformer_config(), dtype or self.weight_dtype)
 
     def _component_class(self, part: str) -> tuple[Any, dict[str, Any]]:
         """The class of a component by model_index.json, and how to reach the hub."""
@@ -295,14 +290,25 @@ class FigureModel(ABC):
     ) -> None:
         """Load the transformer (frozen, eval) in `dtype` or else `weight_dtype`, on `device` or else `self.device`.
 
+        Plain weights in safetensors files go from the file to the device; others by diffusers' own loader, through memory.
         `quantization`: a diffusers quantization config, or None.
+
+        Raises:
+            UserError: a tensor is missing, damaged or of another shape; what `load_component` raises.
         """
-        self.transformer_config()  # its checks come before gigabytes are read
+        config = self.transformer_config()  # its checks come before gigabytes are read
+        device, dtype = device or self.device, dtype or self.weight_dtype
+        plain = quantization is None and config.get("quantization_config") is None
+        folder = direct_loading.local_folder(self.source, self.trained_part) if plain else None
+        if folder is not None:
+            reader = TensorReader(folder, FULL_STEM, device, self.source.variant)
+            loaded = direct_loading.load(self.transformer_type, config, reader, dtype, device)
+            loaded.register_to_config(_name_or_path=self.source.name)
+            self._transformer = loaded
+            return
         extra = {} if quantization is None else {"quantization_config": quantization}
-        transformer = load_component(
-            self.transformer_type, self.source, self.trained_part, torch_dtype=dtype or self.weight_dtype, **extra
-        )
-        self._transformer = transformer.to(device or self.device).eval().requires_grad_(False)
+        transformer = load_component(self.transformer_type, self.source, self.trained_part, torch_dtype=dtype, **extra)
+        self._transformer = transformer.to(device).eval().requires_grad_(False)
 
     def save_config(self, transformer: Any, folder: Path) -> None:
         """Write the trained part's config.json beside its weights."""

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 FULL_FOLDER, FULL_STEM = "transformer", "diffusion_pytorch_model"  # diffusers' names
 EMA_FOLDER = "ema"
 FILE_BYTES = 5_000_000_000
+HASHING_THREADS = 8
 
 
 class DamagedCheckpoint(Exception):
@@ -94,23 +96,35 @@ class TensorWriter:
             (self.folder / f"{self.stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
+def weight_file_names(stem: str, variant: str | None = None) -> tuple[str, str]:
+    """Names of the one file of weights, and of the index where there are several."""
+    if variant is None:
+        return f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    return f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json"
+
+
 class TensorReader:
     """What TensorWriter (or diffusers) wrote, tensor by tensor: `reader[name]` is a safetensors slice, not yet read.
+
+    `device`: a CUDA device that tensors are put on as they are read; for others they stay in CPU memory.
+    `variant`: of the files' names, as diffusers writes it.
 
     Raises:
         UserError: nothing there, not readable as safetensors, or a name that leads out of the folder.
     """
 
-    def __init__(self, folder: Path, stem: str):
+    def __init__(self, folder: Path, stem: str, device: torch.device | None = None, variant: str | None = None):
         self.folder = folder
-        index = folder / f"{stem}.safetensors.index.json"
+        single, index_name = weight_file_names(stem, variant)
+        index = folder / index_name
+        place = str(device) if device is not None and device.type == "cuda" else "cpu"  # safetensors knows no cpu:0
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [f"{stem}.safetensors"]
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [single]
             if any(Path(name).name != name for name in names):
                 raise UserError(f"{index}: its file names must lie in its own folder.")
-            self._handles = [safe_open(folder / name, framework="pt") for name in names]
+            self._handles = [safe_open(folder / name, framework="pt", device=place) for name in names]
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{folder / stem}.safetensors: cannot be read ({type(error).__name__}: {error}).") from error
+            raise UserError(f"{folder / single}: cannot be read ({type(error).__name__}: {error}).") from error
         self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}
 
     @property
@@ -121,6 +135,17 @@ class TensorReader:
         handle = self._handle_of[name]
         part = handle.get_slice(name)
         return part if part.get_shape() else handle.get_tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor, on `device` (or the CPU).
+
+        Raises:
+            UserError: its bytes cannot be read.
+        """
+        try:
+            return self._handle_of[name].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.folder}: the tensor {name} cannot be read ({type(error).__name__}: {error}).") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._handle_of[name].get_slice(name).get_shape())
@@ -240,12 +265,14 @@ def check(folder: Path) -> None:
         hashes = json.loads(manifest.read_text())
     except ValueError as error:
         raise DamagedCheckpoint(f"{manifest}: {error}") from error
-    for name, digest in hashes.items():
-        path = folder / name
+    paths = [folder / name for name in hashes]
+    for path in paths:
         if not path.is_file():
             raise DamagedCheckpoint(f"{path} is missing")
-        if sha256_of(path) != digest:
-            raise DamagedCheckpoint(f"{path} is not the file that was written (sha256 differs)")
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing holds no lock, so files go side by side
+        for path, digest, found in zip(paths, hashes.values(), pool.map(sha256_of, paths), strict=True):
+            if found != digest:
+                raise DamagedCheckpoint(f"{path} is not the file that was written (sha256 differs)")
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
