@@ -16,7 +16,7 @@ from OpenSciDraw.startup import quick_imports, unused_libraries
 
 UNUSED = (
     "wandb", "matplotlib", "torchao", "pandas", "scipy", "sklearn", "tensorboard", "deepspeed", "bitsandbytes", "ray", "cv2",
-    "torchvision", "onnx", "torch.utils.tensorboard", "OpenSciDraw.utils.lean_adamw",
+    "torchvision", "onnx", "torch.utils.tensorboard",
 )  # fmt: skip
 
 
@@ -50,8 +50,6 @@ def config_of(store_config: dict, **changes: object) -> Config:
     [
         ({"quantization": "int8"}, "torchao"),
         ({"quantization": "fp8"}, "torchao"),
-        ({"use_8bit_adam": True}, "torchao"),
-        ({"use_lora": False, "master_weights": "bf16", "mixed_precision": "bf16"}, "torchao"),
         ({"quantization": "nf4"}, "bitsandbytes"),
         ({"bnb_quantization_config_path": "bnb.json"}, "bitsandbytes"),
     ],
