@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo pretrain test test-slow lint bench schema jobs clean
+.PHONY: setup demo pretrain test test-slow lint bench gpu schema jobs clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +30,11 @@ lint: setup
 
 bench: setup
 	$(RUN) benchmarks/run_all.py
+
+# On a machine with an NVIDIA card and no network: its own Python, with the torch that is there, and no .venv.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu/suite.py $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
 
 schema: setup
 	$(RUN) docs/update_config_table.py
