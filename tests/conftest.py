@@ -1,8 +1,14 @@
-"""Shared by all tests: the embedded model (real classes, small width) and small real data."""
+"""Shared by all tests: the embedded model (real classes, small width) and small real data.
+
+Where tests run: on the CPU, also where a GPU is, because most compare with a CPU's bits; the GPU is hidden from them and from the
+processes that they start. Those marked `gpu` mean any device: they run on the CPU like the others, and on the GPU with
+`pytest --device cuda`, which runs no others. tests/test_on_gpu.py starts that where a GPU is.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests start processes of their own; two torch pools stall each other
@@ -16,6 +22,61 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_BEFORE = "SCIENCEFLOW_VISIBLE_BEFORE"  # what it was before it was emptied: for the tests that start others on the GPU
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: only tests marked gpu, on the GPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch looks at the variable when CUDA is first used, which is later than this."""
+    if config.getoption("--device") == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as `deterministic = True` wants it
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: torch sees no GPU here. Leave it out.")
+    else:
+        os.environ.setdefault(VISIBLE_BEFORE, os.environ.get(VISIBLE, "all"))
+        os.environ[VISIBLE] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cuda":
+        others = [item for item in items if item.get_closest_marker("gpu") is None]
+        items[:] = [item for item in items if item.get_closest_marker("gpu") is not None]
+        config.hook.pytest_deselected(items=others)
+
+
+class _AtOnce:
+    """A failure on the GPU is printed when it happens: a run there can be cut before its end."""
+
+    def __init__(self, config: pytest.Config):
+        self.config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext[-4000:]}")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("--device") == "cuda":
+        session.config.pluginmanager.register(_AtOnce(session.config))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the tests of this session run."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """torch as it was before, after a test that trains with `deterministic = True`."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -166,3 +166,47 @@ def test_the_cases_run_on_a_cpu(tmp_path: Path) -> None:
 def test_every_case_runs_on_a_cpu(tmp_path: Path) -> None:
     records = suite(tmp_path, ",".join([*PARTS, "compile_4b"]))
     assert {name for name, row in records.items() if row["status"] != "ok"} <= {"tests", "peer_4b", "peer_4b_recomputed", "nf4_4b"}
+
+
+# -- pytest --device cuda -----------------------------------------------------------------------------
+ON_A_CARD = """
+import pytest, time, torch
+torch.cuda.is_available = lambda: True  # this machine may have none: only what runs, and what is printed when, is looked at
+"""
+TESTS_THERE = """
+import pytest, time
+
+@pytest.mark.gpu
+def test_bad(device):
+    assert device.type == "cpu"
+
+@pytest.mark.gpu
+def test_slow(device):
+    time.sleep(30)
+
+def test_of_the_cpus_bits():
+    pass
+"""
+
+
+def test_tests_see_no_card_unless_they_are_asked_to(device) -> None:  # type: ignore[no-untyped-def]
+    assert device.type == "cpu" and os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_on_a_card_only_tests_that_mean_it_run_and_failures_are_printed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "pretend.py").write_text(ON_A_CARD)
+    (tmp_path / "conftest.py").write_text((REPO / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_there.py").write_text(TESTS_THERE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    command = [sys.executable, "-m", "pytest", "-p", "pretend", "-p", "no:cacheprovider", "--device", "cuda"]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)]), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=variables)
+    assert process.stdout is not None
+    said = ""
+    while "AssertionError" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.kill()  # long before its end
+    process.wait()
+    assert "FAILED test_there.py::test_bad (call)" in said and "1 deselected" in said
