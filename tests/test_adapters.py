@@ -16,6 +16,7 @@ from OpenSciDraw.models.base import TextBatch, build_model
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.adapters import AdaptedLinear
 from OpenSciDraw.utils.precision import compute_throughout
+from OpenSciDraw.utils.sharding import repeated_blocks
 
 ATTENTION = "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out"
 KLEIN = {
@@ -51,7 +52,7 @@ def gradients(model: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
     out = model.velocity(*inputs)
     out.float().pow(2).mean().backward()
     trained = trainable.trainable_parameters(model.transformer)  # Qwen's last block does not use its text stream: no gradient
-    return out.detach(), {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained.items()}
+    return out.detach(), {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in trained.items()}
 
 
 @pytest.mark.parametrize("family", ["klein", "qwen"])
@@ -142,3 +143,22 @@ def test_layers_of_a_group_that_get_other_inputs_are_still_right() -> None:
     x, y = torch.randn(2, 3, 5, attention.to_q.in_features)
     for layer, value in ((attention.to_q, x), (attention.to_k, y), (attention.to_v, x), (attention.to_q, y)):
         torch.testing.assert_close(layer(value), lora.Linear.forward(layer, value), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow  # tracing takes most of a minute
+def test_blocks_compile_into_a_graph_for_each_kind_whatever_the_size_and_block() -> None:
+    """Without breaks: the outputs that a group keeps between its layers' calls, and the functions of our own, trace through."""
+    config, model, inputs = built("klein", mixed_precision="bf16")
+    compute_throughout(model, model.transformer, config)
+    larger = (model.normalize(torch.randn(2, *model.latent_shape(128, 96))), *inputs[1:])
+    eager = [gradients(model, each) for each in (inputs, larger)]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for block in repeated_blocks(model.transformer):
+        block.compile(dynamic=True, backend="aot_eager", fullgraph=True)
+    for each, (expected, there) in zip((inputs, larger), eager, strict=True):
+        found, here = gradients(model, each)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+        assert all((here[name] - there[name]).norm() <= 0.05 * there[name].norm() + 1e-9 for name in there)
+    # of a dual block two: the first one's input needs no gradient
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3

@@ -33,6 +33,7 @@ class AdaptedLinear(lora.Linear):
     """
 
     group: SharedInput | None = None
+    place: int = 0  # in the group
     factors: tuple[Tensor, Tensor] | None = None  # this forward's A and B in the base's type; None: cast where they are used
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -42,7 +43,7 @@ class AdaptedLinear(lora.Linear):
         dropout = self.training and isinstance(self.lora_dropout[ADAPTER], nn.Dropout)
         if dropout or not (is_plain(self.base_layer) or isinstance(self.base_layer, Fp8Linear)):
             return self._add_to_base(x)
-        return self.group.output(self, x)
+        return self.group.output(self.place, x)
 
     def in_type(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r) in `dtype`, with their gradients' way to the fp32 weights."""
@@ -76,22 +77,26 @@ class SharedInput:
         self.layers = list(layers)
         self.stacked: Tensor | None = None  # (n r, in): this forward's A of all layers, in the base's type
         self._input: Tensor | None = None
-        self._ready: dict[int, Tensor] = {}
+        self._ready: list[Tensor | None] = []  # outputs for `_input` that have not been asked for yet, by place
 
-    def output(self, layer: AdaptedLinear, x: Tensor) -> Tensor:
-        """`layer`'s output for `x` (..., in)."""
-        if x is not self._input or id(layer) not in self._ready:
-            self._compute(x)
-        out = self._ready.pop(id(layer))
-        if not self._ready:
+    def output(self, place: int, x: Tensor) -> Tensor:
+        """The output of the layer at `place` for `x` (..., in)."""
+        if len(self.layers) == 1:
+            return self._compute(x)[0].unflatten(0, x.shape[:-1])
+        if x is not self._input or self._ready[place] is None:
+            self._input, self._ready = x, list(self._compute(x))
+        out = self._ready[place]
+        self._ready[place] = None
+        if all(other is None for other in self._ready):
             self._input = None
+        assert out is not None
         return out.unflatten(0, x.shape[:-1])
 
     def forget(self) -> None:
         """Drop what nobody asked for (a recomputation stops early)."""
-        self._input, self.stacked, self._ready = None, None, {}
+        self._input, self.stacked, self._ready = None, None, []
 
-    def _compute(self, x: Tensor) -> None:
+    def _compute(self, x: Tensor) -> Sequence[Tensor]:
         pairs = [layer.in_type(x.dtype) for layer in self.layers]
         stacked = self.stacked
         if stacked is None or stacked.dtype != x.dtype:
@@ -99,15 +104,13 @@ class SharedInput:
         rows, ups, bases = x.flatten(0, -2), [up for _, up in pairs], [layer.base_layer for layer in self.layers]
         scales = tuple(layer.scaling[ADAPTER] for layer in self.layers)
         if all(is_plain(base) for base in bases):
-            outputs = _Product.apply(rows, scales, stacked, *ups, *(b.weight for b in bases), *(b.bias for b in bases))
-        else:  # 8-bit products, of one 8-bit form of the input
-            quantized, parts = quantize_rows(rows.detach()), (rows @ stacked.T).chunk(len(bases), 1)
-            outputs = [
-                base.product(rows, *quantized).addmm_(part, up.T, alpha=scale)
-                for base, part, up, scale in zip(bases, parts, ups, scales, strict=True)
-            ]
-        self._ready = {id(layer): out for layer, out in zip(self.layers, outputs, strict=True)}
-        self._input = x
+            return _Product.apply(rows, scales, stacked, *ups, *(b.weight for b in bases), *(b.bias for b in bases))
+        # 8-bit products, of one 8-bit form of the input
+        quantized, parts = quantize_rows(rows.detach()), (rows @ stacked.T).chunk(len(bases), 1)
+        return [
+            base.product(rows, *quantized).addmm_(part, up.T, alpha=scale)
+            for base, part, up, scale in zip(bases, parts, ups, scales, strict=True)
+        ]
 
 
 class _Product(torch.autograd.Function):
@@ -199,8 +202,8 @@ class Adapters:
             same = [s for s in siblings if s.lora_A[ADAPTER].weight.shape == layer.lora_A[ADAPTER].weight.shape]
             group = SharedInput(same)
             self.groups.append(group)
-            for member in same:
-                member.group = group
+            for place, member in enumerate(same):
+                member.group, member.place = group, place
         if dtype is not None:
             transformer.register_forward_pre_hook(lambda *_: self.renew())
 
