@@ -211,7 +211,9 @@ class Config(_Section):
         False, "Model", "LoRA: keep the frozen blocks in CPU memory, each on the GPU only while it is used."
     )
     resident_blocks: int = key(4, "Model", "offload: blocks on the GPU at a time.", "blocks", ge=2)
-    compile_blocks: bool = key(False, "Model", "Compile each transformer block (torch.compile).")
+    compile_blocks: Literal["auto"] | bool = key(
+        "auto", "Model", "torch.compile of the blocks, after a trial in a process of its own; 'auto' = on a GPU, where it pays."
+    )
     max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=1024)
 
     use_lora: bool = key(True, "LoRA", "Train LoRA adapters; False = all weights of the transformer.")

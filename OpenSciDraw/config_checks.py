@@ -150,7 +150,7 @@ def _memory(config: Config) -> list[Problem]:
             message = "8-bit products are for the frozen bf16 base of a LoRA, on the device and not quantised otherwise. "
             found.append((("fp8_products", name), message + "Set fp8_products = False."))
     if config.offload:
-        wanted = {"gradient_checkpointing": config.gradient_checkpointing, "compile_blocks": not config.compile_blocks,
+        wanted = {"gradient_checkpointing": config.gradient_checkpointing, "compile_blocks": config.compile_blocks is not True,
                   "activation_memory_gb": config.activation_memory_gb in (None, "auto")}  # fmt: skip
         for name in (name for name, right in wanted.items() if not right):
             message = "a block that comes and goes must be recomputed, and not compiled. Set gradient_checkpointing = True, "

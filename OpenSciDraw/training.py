@@ -31,9 +31,10 @@ from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALI
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
-from OpenSciDraw.utils.activations import compile_blocks, set_checkpointing
+from OpenSciDraw.utils.activations import set_checkpointing
 from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.background import Background
+from OpenSciDraw.utils.compile_trial import compile_blocks, may_compile
 from OpenSciDraw.utils.ema import WeightAverage
 from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.finite import Arriving, FiniteCheck
@@ -186,6 +187,7 @@ class Training:
     def _build_transformer(self) -> None:
         """Weights -> what trains -> spread over the devices -> optimizer, schedule, average."""
         config, model, accelerator = self.config, self.model, self.accelerator
+        self._compiles = self._ask_for_compiling()  # before the weights: the trial needs memory of the device too
         dtype = DTYPES[config.mixed_precision] if self.zero else trainable.loading_dtype(config)  # DeepSpeed makes its own masters
         if self.sharding:
             model.transformer = model.empty_transformer(dtype)
@@ -197,7 +199,7 @@ class Training:
             _LOG.info("8-bit float products in %d frozen layers", use_fp8_products(model.transformer, accelerator.device))
         if config.offload:
             self.offload = BlockOffload(model.transformer, accelerator.device, config.resident_blocks)
-        if config.compile_blocks:
+        if self._compiles:
             compile_blocks(model.transformer)
         if self.sharding:
             sharding.shard(model.transformer, self.sharding, accelerator.device, DTYPES[config.mixed_precision])
@@ -228,6 +230,16 @@ class Training:
         self.average: WeightAverage | None = None
         if config.use_ema:
             self.average = WeightAverage(self.parameters, config.ema_decay, config.ema_steps, config.ema_update_after_step)
+
+    def _ask_for_compiling(self) -> bool:
+        """One process of each machine tries, the others read what it found."""
+        config, accelerator = self.config, self.accelerator
+        alone = self.sharding is None and self.zero is None
+        with accelerator.local_main_process_first():
+            compiles = may_compile(config, self.model, config.max_train_steps, alone)
+        if compiles:
+            torch._dynamo.config.suppress_errors = True  # what fails to compile during the run runs eagerly
+        return compiles
 
     def _zero_engine(self, optimizer: torch.optim.Optimizer) -> zero.ZeroOptimizer:
         """DeepSpeed's engine around the transformer; it is made with the weights that a resumed run goes on with."""

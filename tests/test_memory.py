@@ -24,9 +24,9 @@ from OpenSciDraw.utils.activations import (
     ActivationBudget,
     SavedBytes,
     automatic_budget,
-    compile_blocks,
     measure_saved_bytes,
 )
+from OpenSciDraw.utils.compile_trial import compile_blocks
 from OpenSciDraw.utils.offload import BlockOffload, each
 from OpenSciDraw.utils.quantization import quantization_config
 from OpenSciDraw.utils.sharding import Sharding, repeated_blocks, shard

@@ -158,9 +158,3 @@ def set_checkpointing(transformer: Any, config: Config, device: torch.device, st
         chosen = device.type == "cuda" and not config.offload
         return ActivationBudget(transformer, automatic_budget(device, still_to_come) if chosen else None)
     return ActivationBudget(transformer, None if budget is None else int(budget * 1e9))
-
-
-def compile_blocks(transformer: nn.Module) -> None:
-    """torch.compile for each block: blocks of one class share their code, so that a new shape compiles once."""
-    for block in repeated_blocks(transformer):
-        block.compile(dynamic=None)
