@@ -212,7 +212,7 @@ class Config(_Section):
     )
     resident_blocks: int = key(4, "Model", "offload: blocks on the GPU at a time.", "blocks", ge=2)
     compile_blocks: Literal["auto"] | bool = key(
-        "auto", "Model", "Compile the blocks (torch.compile) after a trial in a process of its own; 'auto' = on a GPU, where it pays."
+        "auto", "Model", "Compile the blocks (torch.compile) after a trial in another process; 'auto' = on a GPU, where it pays."
     )
     max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=1024)
 
