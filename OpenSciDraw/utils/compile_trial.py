@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,20 +105,25 @@ def _versions() -> dict[str, str]:
 
 
 def ask(command: list[str], question: str, limit: float) -> dict[str, Any]:
-    """Run the trial; whatever ends it without an answer is its answer."""
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, said = child.communicate(question, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "reason": f"the trial took longer than {limit:.0f} s"}
-    finally:
+    """Run the trial; whatever ends it without an answer is its answer.
+
+    It compiles into a folder of its own: a process that is killed leaves half a library there, at which a later one would fail.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
+        )  # fmt: skip
         try:
-            os.killpg(child.pid, signal.SIGKILL)  # compilers that it started
-        except ProcessLookupError:
-            pass
-        child.wait()
+            out, said = child.communicate(question, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return {"ok": False, "reason": f"the trial took longer than {limit:.0f} s"}
+        finally:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)  # compilers that it started
+            except ProcessLookupError:
+                pass
+            child.wait()
     if child.returncode < 0:
         return {"ok": False, "reason": f"the trial was ended by {signal.Signals(-child.returncode).name}"}
     lines = [line for line in (out if child.returncode == 0 else said).splitlines() if line.strip()]
