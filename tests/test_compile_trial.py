@@ -122,14 +122,23 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, **values: Any) -> tuple[Config, An
 
 
 def test_auto_compiles_on_a_gpu_where_the_steps_to_come_pay_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked(monkeypatch, PASSED)  # saves 0.2 s for 4 of 40 blocks: 2 s a step, against 60 s
+    asked(monkeypatch, {**PASSED, "compiling": 7000.0})  # saves 0.2 s for 4 of 40 blocks: 2 s a step
     given, model = on_a_gpu(monkeypatch)
-    assert compile_trial.may_compile(given, model, 31, alone=True)
-    assert not compile_trial.may_compile(given, model, 29, alone=True)
+    assert compile_trial.may_compile(given, model, 3501, alone=True)
+    assert not compile_trial.may_compile(given, model, 3499, alone=True)
     assert not compile_trial.may_compile(given, model, None, alone=True)
     assert not compile_trial.may_compile(given, model, 10_000, alone=False)
     model.device = CPU
     assert not compile_trial.may_compile(given, model, 10_000, alone=True)
+
+
+def test_auto_starts_no_trial_for_a_run_too_short_to_pay_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: Any) -> Any:
+        raise AssertionError("a trial was started")
+
+    monkeypatch.setattr(compile_trial, "ask", started)
+    given, model = on_a_gpu(monkeypatch)
+    assert not compile_trial.may_compile(given, model, compile_trial.LONG - 1, alone=True)
 
 
 def test_a_failed_trial_means_eager_blocks_also_where_they_were_asked_for(monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]

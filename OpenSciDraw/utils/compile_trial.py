@@ -38,6 +38,7 @@ LIMIT_SECONDS = 600.0  # for the child: to start, to compile, to time
 BLOCKS = 2  # of each kind: the first one's input has no gradient, the second one's has
 WORSE, SLACK = 1.5, 1e-3  # a compiled block may be this much further from fp32 than an eager one, relative and absolute
 TIMED = 5
+LONG = 3000  # steps from which "auto" asks for a trial at all: it takes minutes, which a shorter run never gets back
 PACKAGES = ("torch", "triton", "diffusers", "peft")
 # what decides which code is compiled
 KEYS = ("model_type", "mixed_precision", "use_lora", "lora_layers", "rank", "lora_alpha", "lora_dropout", "master_weights",
@@ -49,14 +50,14 @@ def may_compile(config: Config, model: FigureModel, steps: int | None, alone: bo
     """Whether this run's blocks are compiled; one line says why not, where the config or a trial that failed is the reason.
 
     `steps`: optimizer steps to come, None = unknown. `alone`: the whole transformer is on this device (no FSDP2, no DeepSpeed).
-    With "auto" it must also pay: what the steps save is more than compiling took in the trial.
+    With "auto" it must also pay: the run is LONG, and what its steps save is more than compiling took in the trial.
     """
     if config.compile_blocks is False:
         return False
     asked, device = config.compile_blocks is True, model.device
     quantised = config.quantization or config.bnb_quantization_config_path or config.fp8_products
     special = quantised or config.offload or not alone or config.mixed_precision == "fp16" or model.trained_part != "transformer"
-    if not asked and (device.type != "cuda" or special):
+    if not asked and (device.type != "cuda" or special or steps is None or steps < LONG):
         return False
     if special:
         _LOG.warning("compile_blocks = True: compiled without a trial, which knows no quantised or dealt blocks and no fp16")
@@ -66,7 +67,7 @@ def may_compile(config: Config, model: FigureModel, steps: int | None, alone: bo
         _LOG.warning("blocks are not compiled: %s. Remembered in %s; delete it to try again", found["reason"], found["file"])
         return False
     saved = (found["eager"] - found["compiled"]) * found["blocks_in_all"] / found["blocks"] * config.gradient_accumulation_steps
-    if not asked and (steps is None or saved * steps < found["compiling"]):
+    if not asked and saved * (steps or 0) < found["compiling"]:
         _LOG.info("blocks are not compiled: %.3f s saved a step against %.0f s of compiling", saved, found["compiling"])
         return False
     _LOG.info("blocks are compiled: %.3f s saved a step, in the trial", saved)

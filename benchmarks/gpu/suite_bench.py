@@ -160,7 +160,7 @@ class Bench:
             "lora_layers": QWEN_LAYERS if kind == "qwen" else KLEIN_LAYERS, "learning_rate": 1e-4, "lr_warmup_steps": 0,
             "train_batch_size": 1, "num_train_epochs": None, "max_train_steps": self.steps(14),
             "dataloader_num_workers": 0 if self.rehearse else 4, "held_out_examples": 0, "logging_steps": 1 if self.rehearse else 2,
-            "checkpointing_steps": 10**6, "validation_steps": 10**6, "report_to": "none",
+            "checkpointing_steps": 10**6, "validation_steps": 10**6, "report_to": "none", "compile_blocks": False,
             "model_output_dir": str(self.work / "runs" / name), "resume_from_checkpoint": None,
             "dataset": {"base_dir": str(self.work), "parquet_base_path": f"store-{kind}"},
             "encode": {"figures": str(self.figures(self.stored)), "resolution": self.side,

@@ -144,8 +144,9 @@ def profiled(bench: Bench, kind: str) -> dict[str, Any]:
 
     by = "self_device_time_total" if bench.cuda else "self_cpu_time_total"
     bench.results.parent.mkdir(parents=True, exist_ok=True)
-    table = averages.table(sort_by=by, row_limit=40, max_name_column_width=80)
-    bench.results.with_suffix(".profile.txt").write_text(table)
+    sorts = dict.fromkeys((by, "self_cpu_time_total"))
+    tables = [averages.table(sort_by=key, row_limit=50, max_name_column_width=80) for key in sorts]
+    bench.results.with_suffix(".profile.txt").write_text("\n".join(tables))
     found = {"dtype_copies": calls("aten::_to_copy"), "items": calls("aten::_local_scalar_dense")}
     if bench.cuda:
         busy = sum(event.self_device_time_total for event in averages) / 1e6
