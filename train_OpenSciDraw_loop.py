@@ -17,7 +17,7 @@ from OpenSciDraw.quiet import start_logging
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
     """The loop, with its progress bar and trackers closed whatever ends it. Returns the exit code."""
-    with run.log, run.writer:  # the writer's end is the end of its last checkpoint
+    with run.watching_signals(), run.log, run.writer:  # the writer's end is the end of its last checkpoint
         return loop(run)
 
 
@@ -27,7 +27,6 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
     from OpenSciDraw.utils.optim import effective_rate
 
     config, accelerator = run.config, run.accelerator
-    run.watch_signals()
     if run.step == 0:
         run.validate()
     for batch in run.batches():

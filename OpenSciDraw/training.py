@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -337,16 +337,24 @@ class Training:
                 f"{self.config.max_bad_rows_fraction}. They are listed in {self.output_dir / 'quarantine.jsonl'}."
             )
 
-    def watch_signals(self) -> None:
-        """On SIGTERM or SIGINT: finish the step, save, leave with EXIT_PREEMPTED; a second one stops at once."""
+    @contextmanager
+    def watching_signals(self) -> Iterator[None]:
+        """On SIGTERM or SIGINT: finish the step, save, leave with EXIT_PREEMPTED; a second one stops at once.
+
+        Afterwards they are as they were: a handler that stayed would keep the run, and all that it has on the GPU.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
             if self.stop_signal:
                 raise KeyboardInterrupt
             self.stop_signal = number
 
-        signal.signal(signal.SIGTERM, note)
-        signal.signal(signal.SIGINT, note)
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def must_stop(self) -> bool:
         """True on every rank, at the same step, once any rank got a signal; several GPUs learn of it a step later."""
