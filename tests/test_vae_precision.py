@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def test_the_fastest_precision_within_the_bound_is_taken() -> None:
     assert fastest_within({"bf16": ERROR_BOUND / 2, "tf32": 1e-6}) == "bf16"
     assert fastest_within({"bf16": ERROR_BOUND * 2, "tf32": ERROR_BOUND}) == "tf32"
     assert fastest_within({"bf16": float("nan"), "tf32": float("nan")}) == "fp32"
+
+
+def test_attention_by_products_is_the_vaes_own_within_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae_precision, "QUERIES", 20)  # 96 pixels of the tiny VAE's latents in five parts
+    model = build_model(config_for(Path("unused")))
+    model.load_vae()
+    pixels = torch.cat(list(drawn_pictures(64, 96))[:2])
+    before = model.encode_images(pixels)
+    own = copy.deepcopy(model.vae.encoder.state_dict())
+    vae_precision.attend_by_products(model.vae.encoder)
+    replaced = [type(module.processor) for module in model.vae.encoder.modules() if hasattr(module, "processor")]
+    assert replaced == [vae_precision.AttentionByProducts]
+    assert all(torch.equal(value, own[name]) for name, value in model.vae.encoder.state_dict().items())
+    torch.testing.assert_close(model.encode_images(pixels), before, rtol=1e-4, atol=1e-5)
 
 
 def test_the_error_of_bf16_is_measured_and_that_of_fp32_is_none() -> None:
