@@ -3,7 +3,7 @@
 The transformer is built from its config without memory (fake tensors), with the adapter that training would add, and one real
 training step of each picture size runs through it: FLOPs are counted operation by operation (torch.utils.flop_counter), and
 the bytes that autograd keeps are those that training's own ActivationBudget would let it keep. The rest is arithmetic,
-written beside each number in `_memory`. Autocast and attention are those of a CPU; CUDA keeps some norms in fp32.
+written beside each number in `_memory`. Autocast (fp16) and attention are those of a CPU, RMSNorm is as on a GPU.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from OpenSciDraw.utils.precision import autocast_type, compute_throughout
 from OpenSciDraw.utils.sharding import block_lists, repeated_blocks
 from OpenSciDraw.utils.text_codec import encoded_bytes
 from OpenSciDraw.utils.trainable import resolve_lora_layers
+from OpenSciDraw.validation_funcs.evaluate_examples import metrics_in_training
 
 _LOG = logging.getLogger("OpenSciDraw")
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -197,6 +198,35 @@ class _Run:
         return _Run(*(mine + times * theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
+class _FusedRMSNorm(torch.autograd.Function):
+    """What CUDA's kernel keeps: its input and one number a row. Elsewhere torch splits the norm up, and keeps an fp32 copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.empty_like(grads[0])
+
+
+@contextmanager
+def norms_as_on_a_gpu() -> Iterator[None]:
+    """torch.nn.RMSNorm in one dtype as the kernel that torch has for it on CUDA (since 2.9)."""
+    norm = torch.nn.functional.rms_norm
+
+    def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        fused = hasattr(torch.ops.aten, "_fused_rms_norm") and (weight is None or weight.dtype == x.dtype)
+        return _FusedRMSNorm.apply(x) if fused else norm(x, shape, weight, eps)
+
+    torch.nn.functional.rms_norm = rms_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.functional.rms_norm = norm  # type: ignore[assignment]
+
+
 def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
     """A micro-step of the transformer with only the first `blocks` of each of its lists."""
     transformer = model.empty_transformer(trainable.loading_dtype(config))
@@ -206,7 +236,7 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
     there = dict(transformer.named_modules())
     present = [name for name in layers if name in there]
     trainable.make_trainable(transformer, config.model_copy(update={"lora_layers": present}) if layers else config)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
         model.transformer = _as_fake(transformer)
         compute_throughout(model, transformer, config)
         noisy, text = _inputs(model, shape, config.train_batch_size)
@@ -314,6 +344,7 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
         whole = [sum(p.numel() for p in block.parameters()) for block in blocks]
         learning = plan.trainable / len(blocks) if config.use_lora else max(whole)
         gathered = (max(whole) + (learning if config.use_lora else 0)) * half * 2 + learning * 4
+    draws = config.validation_prompts or metrics_in_training(config)
     copies = plan.trainable * half if own > half and engine in ("ddp", "zero2") and config.mixed_precision != "no" else 0
     return {
         "frozen weights": (frozen_blocks + (plan.frozen - in_blocks) * half) / weights_over,
@@ -323,7 +354,8 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
         "optimizer": plan.trainable * optimizer_bytes(config) / state_over,
         "average (EMA)": plan.trainable * (8 if config.use_ema else 0) / weights_over,  # and the weights it stands in for
         "gathered blocks": gathered,
-        "VAE": (4 + half) * sum(p.numel() for p in model.vae.parameters()),  # fp32 to encode, half to draw
+        # fp32 to encode; half, where that is another, to draw
+        "VAE": (4 + (half % 4 if draws else 0)) * sum(p.numel() for p in model.vae.parameters()),
         "text encoder": half * plan.text_encoder if config.text == "online" else 0,
         "CUDA context and spare": CONTEXT_BYTES + SPARE * GPUS[plan.gpu].memory_gb * GB,
     }

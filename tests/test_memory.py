@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,26 @@ def forward(family: str, transformer: nn.Module, device: str, side: int = 16, te
 
 def step(family: str, transformer: nn.Module) -> tuple[int, int]:
     """FLOPs of a training step, and bytes that autograd keeps between its forward and backward."""
-    with FlopCounterMode(display=False) as counter, SavedBytes(transformer) as saved:
-        out = forward(family, transformer, "meta")
-        kept = saved.total
+    with FlopCounterMode(display=False) as counter:
+        with SavedBytes(transformer) as saved:
+            out = forward(family, transformer, "meta")
         out.float().pow(2).mean().backward()
-    return counter.get_total_flops(), kept
+    return counter.get_total_flops(), saved.total
+
+
+def test_measuring_keeps_nothing_alive() -> None:
+    """Without Python's search for cycles: on an H200 1.7 GB of the first step stayed for as long as that did not run."""
+    layer = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid())
+    gc.disable()
+    try:
+        with SavedBytes(layer, [x := torch.randn(4, 8)]) as saved:
+            out = layer(x)
+        activation = out.untyped_storage()._weak_ref()
+        assert saved.total == 4 * 8 * 4
+        del out
+        assert torch.UntypedStorage._expired(activation)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("family", ["klein", "qwen"])

@@ -38,7 +38,7 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 class SavedBytes:
-    """`with SavedBytes(module, inputs) as saved:` notes what autograd keeps meanwhile; `saved.total` is its bytes now.
+    """`with SavedBytes(module, inputs) as saved:` notes what autograd keeps meanwhile; afterwards `saved.total` is its bytes.
 
     Not counted: `inputs`; parameters of `module`, which linear layers keep as views, their copies, and buffers. Nor are weights
     that FSDP2 gathered for the forward: their storage is empty again afterwards, or it is the parameter's own. Works on meta.
@@ -48,16 +48,11 @@ class SavedBytes:
         self._module, self._inputs = module, list(inputs)
         self._kept: dict[int, torch.UntypedStorage] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self.total = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
         self._kept[_storage(tensor)] = tensor.untyped_storage()
-        return tensor
-
-    @property
-    def total(self) -> int:
-        module = self._module
-        skip = {_storage(t) for t in (*self._inputs, *module.parameters(), *module.buffers(), *copies_of_parameters(module))}
-        return sum(storage.nbytes() for key, storage in self._kept.items() if key not in skip)
+        return tensor.detach()  # an operation's own output would hold the operation, and that the output
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()
@@ -65,15 +60,19 @@ class SavedBytes:
 
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
+        module = self._module
+        skip = {_storage(t) for t in (*self._inputs, *module.parameters(), *module.buffers(), *copies_of_parameters(module))}
+        self.total = sum(storage.nbytes() for key, storage in self._kept.items() if key not in skip)
+        self._kept.clear()  # the hooks hold this object, and it the hooks: what stays here stays until Python looks for cycles
+        self._inputs.clear()
 
 
 def measure_saved_bytes(function: Callable[[], Any], module: nn.Module) -> int:
     """Bytes that autograd keeps for the backward pass of `function()`, without parameters and buffers of `module`."""
     with SavedBytes(module) as saved:
         result = function()
-        total = saved.total
     del result
-    return total
+    return saved.total
 
 
 def keeps(budget: int, used: int, cost: int, inputs: int, blocks_to_come: int) -> bool:
