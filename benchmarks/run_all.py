@@ -14,16 +14,15 @@ from typing import Any
 
 from report import BENCHMARKS, RESULTS
 
-NAMES = ("startup", "encode", "sample", "train_step", "store", "layouts", "text_storage")
-# Gigabytes of disk, ten minutes, pictures that are not part of this repository, or packages that are no part of `dev`.
-ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution", "structure")
+NAMES = ("startup", "encode", "sample", "train_step", "step_counts", "store", "layouts", "text_storage")
+# Gigabytes of disk, ten minutes or more, pictures that are not part of this repository, or packages that are no part of `dev`.
+ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution", "structure", "precision")
 HEADER = """# Benchmarks
 
 Repeat: `make bench`, or `python benchmarks/run_all.py`; one alone: `python benchmarks/run_<name>.py`. Every number, each
 repetition included, is in `results/<name>.json`.
 
-All of this was measured on a CPU. **No GPU was measured**:
-there we expect the model's share of the time to shrink and the rest to weigh more.
+All of this was measured on a CPU. What single GPUs showed is in `results/gpu/` and [docs/speed.md](../docs/speed.md).
 Ours and the reference take turns in one process, and a ratio is the median over neighbouring pairs of ours/reference rates:
 ratios bear a machine shared with other work, absolute rates do not.
 """

@@ -15,34 +15,44 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2AttnProcessor,
     Flux2ParallelSelfAttention,
     Flux2ParallelSelfAttnProcessor,
+    Flux2PosEmbed,
     Flux2SwiGLU,
 )
 from torch import Tensor, nn
 
-Rotary = tuple[Tensor, Tensor]  # cosines and sines (N, d), fp32
+Rotary = tuple[Tensor, Tensor]  # cosines and signed sines (N, d), fp32
 
 
 class _Rotate(torch.autograd.Function):
     """x (B, N, H, d) turned by cos, sin (N, d): x cos + R x sin, R (a, b) = (-b, a) for neighbouring pairs.
 
+    `signed` is sin with the signs of R, (-sin, sin) for each pair, so that R x sin is x with its pairs swapped times `signed`.
     diffusers' `apply_rotary_emb` computes in fp32 and rounds once. So does this, but numbers are converted inside the products and
     the sum, not by copies of x; the gradient is rounded once too. The two of a pair have one angle, so R^T (g sin) = (R^T g) sin.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([-second, first], -1).flatten(-2)
-        return torch.add(x * cos[:, None], turned * sin[:, None], out=torch.empty_like(x))
+    def forward(ctx: Any, x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, signed)
+        return torch.add(x * cos[:, None], _swapped(x) * signed[:, None], out=torch.empty_like(x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        cos, sin = ctx.saved_tensors
-        first, second = grad.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([second, -first], -1).flatten(-2)
-        return torch.add(grad * cos[:, None], turned * sin[:, None], out=torch.empty_like(grad)), None, None
+        cos, signed = ctx.saved_tensors
+        return torch.sub(grad * cos[:, None], _swapped(grad) * signed[:, None], out=torch.empty_like(grad)), None, None
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """(…, a, b, c, d) -> (…, b, a, d, c)"""
+    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
+def _with_signs(module: nn.Module, arguments: Any, rotary: Rotary) -> Rotary:
+    """Hook behind Flux2PosEmbed: the sines as `_Rotate` wants them, once a forward."""
+    cos, sin = rotary
+    first, second = sin.unflatten(-1, (-1, 2)).unbind(-1)
+    return cos, torch.stack([-first, second], -1).flatten(-2)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -120,7 +130,9 @@ class SingleAttention(Flux2ParallelSelfAttnProcessor):
 def use_few_kernels(transformer: nn.Module) -> None:
     """Put the classes above in the place of diffusers' own, in `transformer` (a Flux2Transformer2DModel)."""
     for module in list(transformer.modules()):
-        if isinstance(module, Flux2Attention):
+        if isinstance(module, Flux2PosEmbed) and _with_signs not in module._forward_hooks.values():
+            module.register_forward_hook(_with_signs)
+        elif isinstance(module, Flux2Attention):
             module.set_processor(DualAttention())
         elif isinstance(module, Flux2ParallelSelfAttention):
             module.set_processor(SingleAttention())
