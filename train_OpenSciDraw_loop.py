@@ -17,8 +17,18 @@ from OpenSciDraw.quiet import start_logging
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
     """The loop, with its progress bar and trackers closed whatever ends it. Returns the exit code."""
-    with run.watching_signals(), run.log, run.writer:  # the writer's end is the end of its last checkpoint
-        return loop(run)
+    from OpenSciDraw.training import EXIT_PREEMPTED
+    from OpenSciDraw.utils.stopping import StopRequest
+
+    with run.signals, run.log, run.writer:  # the writer's end is the end of its last checkpoint
+        try:
+            return loop(run)
+        except StopRequest:  # between two steps, or in a validation, which the resumed run owes
+            if run.step > run.saved_step:
+                run.save_checkpoint()
+            return EXIT_PREEMPTED
+        finally:
+            run.ending.set()
 
 
 def loop(run) -> int:  # type: ignore[no-untyped-def]
@@ -27,7 +37,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
     from OpenSciDraw.utils.optim import effective_rate
 
     config, accelerator = run.config, run.accelerator
-    if run.step == 0:
+    if run.owes_validation():
         run.validate()
     for batch in run.batches():
         with accelerator.accumulate(run.model.transformer):

@@ -6,12 +6,10 @@ import gc
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -46,6 +44,7 @@ from OpenSciDraw.utils.precision import autocast_type, cast_inputs, compute_thro
 from OpenSciDraw.utils.quantization import quantization_config, unquantized
 from OpenSciDraw.utils.run_log import RunLog, device_name, save_session
 from OpenSciDraw.utils.snapshot import Snapshot
+from OpenSciDraw.utils.stopping import ShieldedWorker, StopRequest, StopSignals
 from OpenSciDraw.utils.versions import versions
 from OpenSciDraw.validation_funcs.evaluate_examples import examples_in_training
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
@@ -61,6 +60,7 @@ class Training:
 
     def __init__(self, config: Config):
         self.config = config
+        self.signals, self.ending = StopSignals(), torch.multiprocessing.Event()
         self.output_dir = Path(config.model_output_dir)
         self.resume_from = checkpoint.find_checkpoint(self.output_dir, config.resume_from_checkpoint)
         there = checkpoint.list_checkpoints(self.output_dir)
@@ -82,7 +82,7 @@ class Training:
         self._build_data()
         self._encode_prompts()
         self._build_transformer()
-        self.step, self.micro_step, self.stop_signal = 0, 0, 0
+        self.step, self.micro_step, self.saved_step = 0, 0, 0
         self._bad: dict[str, str] = {}
         self.finite = FiniteCheck()
         self.writer, self.snapshot, self._said_no_memory = Background(), Snapshot(), False
@@ -147,7 +147,7 @@ class Training:
         self.loader: DataLoader[Batch] = DataLoader(
             BatchReader(self.dataset, config.seed), batch_size=None, sampler=self.order, num_workers=workers,
             persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
-            pin_memory=place.device.type == "cuda",
+            pin_memory=place.device.type == "cuda", worker_init_fn=ShieldedWorker(self.ending),
         )  # fmt: skip
         if place.is_main_process:
             self.sampler.log_size()
@@ -305,7 +305,7 @@ class Training:
             iterator = iter(self.loader)
             while self.step < self.total_steps:
                 start = time.perf_counter()
-                batch = next(iterator, None)
+                batch = self._next(iterator)
                 if batch is None:
                     self.sampler.set_epoch(self.sampler.epoch + 1)
                     break
@@ -313,6 +313,18 @@ class Training:
                 self.sampler.position += 1
                 self._quarantine(batch)
                 yield batch
+
+    def _next(self, iterator: Iterator[Batch]) -> Batch | None:
+        """The next batch, None at the end of an epoch. Between two optimizer steps a run on one device stops here at once."""
+        between = self.micro_step % self.config.gradient_accumulation_steps == 0
+        alone = self.accelerator.num_processes == 1
+        try:
+            with self.signals.interruptible(alone and between):
+                return next(iterator, None)
+        except RuntimeError:
+            if self.signals.number and alone and between:  # a worker that something else has ended
+                raise StopRequest from None
+            raise
 
     def place(self) -> Place:
         """Where the next micro-step stands."""
@@ -337,30 +349,11 @@ class Training:
                 f"{self.config.max_bad_rows_fraction}. They are listed in {self.output_dir / 'quarantine.jsonl'}."
             )
 
-    @contextmanager
-    def watching_signals(self) -> Iterator[None]:
-        """On SIGTERM or SIGINT: finish the step, save, leave with EXIT_PREEMPTED; a second one stops at once.
-
-        Afterwards they are as they were: a handler that stayed would keep the run, and all that it has on the GPU.
-        """
-
-        def note(number: int, frame: FrameType | None) -> None:
-            if self.stop_signal:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def must_stop(self) -> bool:
         """True on every rank, at the same step, once any rank got a signal; several GPUs learn of it a step later."""
         if self.accelerator.num_processes == 1:
-            return bool(self.stop_signal)
-        flag = torch.tensor(float(self.stop_signal)).to(self.accelerator.device, non_blocking=True)
+            return bool(self.signals.number)
+        flag = torch.tensor(float(self.signals.number)).to(self.accelerator.device, non_blocking=True)
         before, self._stop_flag = self._stop_flag, Arriving(self.accelerator.reduce(flag, reduction="sum"))
         asked = self._stop_flag if self._stop_flag.is_here else before
         return asked is not None and bool(asked.read())
@@ -430,8 +423,13 @@ class Training:
         if self.average is not None:
             self.average.update(self.step)
 
+    def owes_validation(self) -> bool:
+        """Whether this step's validation is due and has not been done, by this run or before it was resumed."""
+        due = self.step % self.config.validation_steps == 0 or self.step == self.total_steps
+        return due and not (self.step and self.log.has_event("validated", self.step))
+
     def validate(self) -> None:
-        """Held-out loss and pictures, in the metrics and in validation_images/."""
+        """Held-out loss and pictures, in the metrics and in validation_images/; a run on one device stops in it at once."""
         self.finite.settle()
         start = time.perf_counter()
         with ExitStack() as weights:
@@ -439,10 +437,12 @@ class Training:
                 weights.enter_context(self.average.applied())
             if self.config.validate_unquantized:
                 weights.enter_context(unquantized(self.model, self.config, self.parameters))
-            values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
-            values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
+            with self.signals.interruptible(self.accelerator.num_processes == 1):  # inside: weights are put back in peace
+                values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
+                values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
         if values:
             self.log.metrics(self.step, values)
+        self.log.event("validated", self.step)
         self.log.exclude_time(time.perf_counter() - start)
 
     # -- state ---------------------------------------------------------------------------------
@@ -452,6 +452,7 @@ class Training:
         Where there is no memory for copies, or DeepSpeed holds the state, it is written piece by piece while training waits.
         """
         self.finite.settle()
+        self.saved_step = self.step
         start, write = time.perf_counter(), self.accelerator.is_main_process
         content = self._content()
         self.writer.wait()  # for the checkpoint before: its copies' memory is used again
@@ -542,7 +543,8 @@ class Training:
         self.schedule.load_state_dict(trees["schedule"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(trees["scaler"])
-        self.step, self.micro_step = state["step"], state["micro_step"]
+        self.step = self.saved_step = state["step"]
+        self.micro_step = state["micro_step"]
         if self.zero:
             self.optimizer.resume_at(self.step, self.step * self.config.gradient_accumulation_steps)
         _LOG.info("resumed from %s at step %d", folder, self.step)

@@ -35,8 +35,10 @@ class RunLog:
             total=total_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True,
             disable=not accelerator.is_main_process, mininterval=1.0 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
-        if accelerator.is_main_process and first_step:
-            self._write({"event": "resumed", "step": first_step})
+        self._end_last_line()
+        self._events = _events(self.path)
+        if first_step:
+            self.event("resumed", first_step)
         self._reset()
 
     def _reset(self) -> None:
@@ -94,6 +96,16 @@ class RunLog:
             self._write({"step": step, "time": round(time.time(), 3), **values})
         self.accelerator.log(values, step=step)
 
+    def event(self, name: str, step: int) -> None:
+        """Write a line that says what happened at a step (rank 0): `resumed`, `validated`."""
+        if self.accelerator.is_main_process:
+            self._write({"event": name, "step": step})
+
+    def has_event(self, name: str, step: int) -> bool:
+        """Whether rank 0 had such a line in metrics.jsonl when this run began; the same answer on every rank."""
+        found = torch.tensor(float(self.accelerator.is_main_process and (name, step) in self._events))
+        return bool(self.accelerator.reduce(found.to(self.accelerator.device), reduction="sum").item())
+
     def exclude_time(self, seconds: float) -> None:
         """Take time that was not training (validation, checkpoints) out of the rates."""
         self._since += seconds
@@ -102,12 +114,31 @@ class RunLog:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def _end_last_line(self) -> None:
+        """A run that was killed while it wrote leaves half a line, which must not take the next one with it."""
+        if self.accelerator.is_main_process and self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
+            with self.path.open("a") as file:
+                file.write("\n")
+
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
         self.accelerator.end_training()
+
+
+def _events(path: Path) -> set[tuple[str, int]]:
+    """(name, step) of each event in metrics.jsonl; lines that are none, or cut, are passed over."""
+    found = set()
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "event" in row:
+            found.add((str(row["event"]), row.get("step", -1)))
+    return found
 
 
 def peak_memory_gb(device: torch.device) -> float:
