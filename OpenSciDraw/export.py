@@ -103,6 +103,7 @@ def read_adapter(trained: Trained) -> Adapter:
     if "lora_adapter_metadata" not in metadata:
         raise UserError(f"{trained.path} has no lora_adapter_metadata: rank and alpha are not known. Did ScienceFlow write it?")
     peft = {key.removeprefix("transformer."): value for key, value in json.loads(metadata["lora_adapter_metadata"]).items()}
+    peft["lora_dropout"] = 0.0  # files of version 0.4.0 state that of training, which would disturb every picture
     layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(trained.path).items()}
     return Adapter(trained.path, trained.run, trained.config, layers, peft)
 

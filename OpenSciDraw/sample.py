@@ -17,7 +17,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import Trained, find_trained
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
-from OpenSciDraw.utils.trainable import load_pretrained
+from OpenSciDraw.utils.trainable import attach_lora, load_pretrained
 from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -73,7 +73,7 @@ def main(arguments: Namespace) -> int:
     model, rows = load_for_inference(trained, arguments.prompt, negative)
     pipe = model.pipeline(model.transformer)
     if trained.is_lora:
-        pipe.load_lora_weights(str(trained.path.parent), weight_name=trained.path.name)
+        attach_lora(pipe, trained.path)
     default = resolutions(config)[:1] or [(config.encode.resolution, config.encode.resolution)]
     width, height = arguments.width or default[0][0], arguments.height or default[0][1]
     multiple = model.pixel_multiple

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def trained(store_config, tmp_path_factory):  # type: ignore[no-untyped-def]
     GradientState._reset_state()
     folder = tmp_path_factory.mktemp("run")
     values = merged(
-        store_config, model_output_dir=str(folder), learning_rate=2e-2, max_train_steps=6, num_inference_steps=4,
+        store_config, model_output_dir=str(folder), learning_rate=2e-2, max_train_steps=6, num_inference_steps=4, lora_dropout=0.5,
         validation_prompts=[PROMPT], resolution_list=[[96, 64]], guidance_scale=2.0, validation_seed=7,
     )  # fmt: skip
     assert train(Training(Config.model_validate(values))) == 0
@@ -104,3 +105,40 @@ def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) ->
     arguments.width = 100
     with pytest.raises(UserError, match="multiples of 8"):
         sample.main(arguments)
+
+
+def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, store_config: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    """A run with lora_dropout = 0.5: sample, evaluate, a fused base, and diffusers with files that still state a dropout."""
+    from safetensors.torch import load_file, save_file
+
+    from OpenSciDraw.evaluation.drawing import Artist
+    from OpenSciDraw.models.base import build_model
+    from OpenSciDraw.sample import find_trained
+    from OpenSciDraw.utils.trainable import attach_lora, load_pretrained
+
+    file = trained / "pytorch_lora_weights.safetensors"
+    with safe_open(file, framework="pt") as handle:
+        stated = json.loads(handle.metadata()["lora_adapter_metadata"])
+    assert stated["transformer.lora_dropout"] == 0
+    older = tmp_path / "pytorch_lora_weights.safetensors"
+    stated["transformer.lora_dropout"] = 0.5
+    save_file(load_file(file), older, {"lora_adapter_metadata": json.dumps(stated), "format": "pt"})
+    model = build_model(Config.model_validate(store_config))
+    for part in (model.load_text_encoder, model.load_vae, model.load_transformer):
+        part()
+    pipe = model.pipeline(model.transformer)
+    attach_lora(pipe, older)
+    assert any(isinstance(module, torch.nn.Dropout) for module in pipe.transformer.modules())
+    config = Config.model_validate(merged(store_config, pretrained_lora_ckpt_path=str(older), fuse_pretrained_lora=True))
+    fused = build_model(config)
+    fused.load_transformer()
+    load_pretrained(fused.transformer, config)
+    found = find_trained(str(trained), False)
+    artist = Artist(found.config, found, tmp_path)
+    artist.load([PROMPT])
+    for transformer in (pipe.transformer, fused.transformer, artist.pipe.transformer):
+        assert not [name for name, module in transformer.named_modules() if module.training]
+    export(str(trained), str(tmp_path / "exported"), ("diffusers",), "fp32")
+    for path in (tmp_path / "exported").rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as handle:
+            assert json.loads(handle.metadata()["lora_adapter_metadata"])["transformer.lora_dropout"] == 0

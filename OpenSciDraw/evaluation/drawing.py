@@ -20,7 +20,7 @@ from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.export import Trained
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import FigureModel, build_model, fingerprint
-from OpenSciDraw.utils.trainable import load_pretrained, lora_file
+from OpenSciDraw.utils.trainable import attach_lora, load_pretrained, lora_file
 from OpenSciDraw.validation_funcs.sample_prompts import guidance_of
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -163,7 +163,7 @@ class Artist:
         self.pipe = self.model.pipeline(self.model.transformer)
         adapter = self._adapter()
         if adapter is not None:
-            self.pipe.load_lora_weights(str(adapter.parent), weight_name=adapter.name)
+            attach_lora(self.pipe, adapter)
 
     def _adapter(self) -> Path | None:
         """The run's LoRA; before training, the one that it would start from."""

@@ -212,8 +212,11 @@ def _require_fit(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]]
 
 
 def lora_metadata(transformer: Any) -> dict[str, Any]:
-    """The adapter's config as diffusers stores it beside the weights (rank, alpha, target modules)."""
-    return transformer.peft_config[ADAPTER].to_dict()
+    """The adapter's config as diffusers stores it beside the weights (rank, alpha, target modules).
+
+    Without dropout: diffusers would build it in training mode, and every picture by `load_lora_weights` would be disturbed.
+    """
+    return transformer.peft_config[ADAPTER].to_dict() | {"lora_dropout": 0.0}
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
@@ -251,6 +254,13 @@ def load_pretrained(transformer: Any, config: Config) -> None:
         transformer.load_lora_adapter(str(file.parent), weight_name=file.name, adapter_name="pretrained")
         transformer.fuse_lora(adapter_names=["pretrained"])
         transformer.unload_lora()
+    transformer.eval()
+
+
+def attach_lora(pipe: Any, file: Path) -> None:
+    """Load a LoRA file into a pipeline to draw with it: diffusers makes its layers in training mode, with dropout active."""
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    pipe.transformer.eval()
 
 
 def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) -> None:
