@@ -138,7 +138,7 @@ def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, s
     artist.load([PROMPT])
     for transformer in (pipe.transformer, fused.transformer, artist.pipe.transformer):
         assert not [name for name, module in transformer.named_modules() if module.training]
-    export(str(trained), str(tmp_path / "exported"), ("diffusers",), "fp32")
+    export(str(trained), tmp_path / "exported", ("diffusers",), "fp32")
     for path in (tmp_path / "exported").rglob("*.safetensors"):
         with safe_open(path, framework="pt") as handle:
             assert json.loads(handle.metadata()["lora_adapter_metadata"])["transformer.lora_dropout"] == 0
