@@ -28,7 +28,7 @@ from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
-from OpenSciDraw.utils import checkpoint, optim, sharding, trainable, zero
+from OpenSciDraw.utils import checkpoint, optim, resuming, sharding, trainable, zero
 from OpenSciDraw.utils.activations import set_checkpointing
 from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.background import Background
@@ -69,6 +69,7 @@ class Training:
                 f"{self.output_dir} holds {len(there)} checkpoint(s) of an earlier run and resume_from_checkpoint is None. "
                 "Set resume_from_checkpoint = 'latest' to go on, or choose another model_output_dir."
             )
+        self.changed = self._compare_settings()
         self.model = build_model(config)  # before the process group: in one, transformers saves an embedded model on rank 0 alone
         self.sharding, self.zero = sharding.take_request(), zero.take_request()
         self._check_sharding()
@@ -91,6 +92,13 @@ class Training:
         self._window: list[tuple[Batch, Place]] = []  # micro-steps of the optimizer step that is being taken
         self._resume()
         self._open_log()
+
+    def _compare_settings(self) -> dict[str, tuple[Any, Any]]:
+        """What the config changes in a run that goes on, before anything loads; checkpoints before 0.5.0 do not say."""
+        if self.resume_from is None:
+            return {}
+        self._saved = json.loads((self.resume_from / "trainer_state.json").read_text())
+        return resuming.changes(self._saved["settings"], self.config, self.resume_from) if "settings" in self._saved else {}
 
     # -- building -----------------------------------------------------------------------------
     def _prepare_torch(self) -> None:
@@ -187,13 +195,17 @@ class Training:
     def _build_transformer(self) -> None:
         """Weights -> what trains -> spread over the devices -> optimizer, schedule, average."""
         config, model, accelerator = self.config, self.model, self.accelerator
+        start = config  # whose weights to start from a run that goes on has no use for
+        if self.resume_from is not None:
+            names = ("pretrained_lora_ckpt_path", "pretrained_full_ckpt_path")
+            start = config.model_copy(update={name: None for name in names if not resuming.is_base(name, config)})
         self._compiles = self._ask_for_compiling()  # before the weights: the trial needs memory of the device too
         dtype = DTYPES[config.mixed_precision] if self.zero else trainable.loading_dtype(config)  # DeepSpeed makes its own masters
         if self.sharding:
             model.transformer = model.empty_transformer(dtype)
         else:
             model.load_transformer(quantization_config(config, model), torch.device("cpu") if config.offload else None, dtype)
-            trainable.load_pretrained(model.transformer, config)
+            trainable.load_pretrained(model.transformer, start)
         self.layers = trainable.make_trainable(model.transformer, config)
         if config.fp8_products:
             _LOG.info("8-bit float products in %d frozen layers", use_fp8_products(model.transformer, accelerator.device))
@@ -206,13 +218,13 @@ class Training:
             cast_inputs(model.transformer, DTYPES[config.mixed_precision])
             if config.use_lora:
                 Adapters(model.transformer, model.shared_inputs, None)
-            trainable.fill(model, config)
+            trainable.fill(model, start)
         elif not self.zero:
             self.copies = compute_throughout(model, model.transformer, config)
             sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
-        trainable.load_pretrained_adapter(self.parameters, config)
+        trainable.load_pretrained_adapter(self.parameters, start)
         # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free
         each = 4 + 2 + 4 * config.use_ema + optim.optimizer_bytes(config)
         still_to_come = int(each * sum(sharding.local(p).numel() for p in self.parameters.values()))
@@ -284,7 +296,7 @@ class Training:
         contract = self.dataset.contract
         return {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": self.step, "total_steps": self.total_steps,
-            "effective_batch": self.effective_batch, "processes": self.accelerator.num_processes,
+            "changed": self.changed, "effective_batch": self.effective_batch, "processes": self.accelerator.num_processes,
             "device": device_name(self.accelerator.device), "spread": self._spread().strip(" ()") or "one device",
             "trained_parameters": sum(p.numel() for p in self.parameters.values()), "lora_layers": len(self.layers),
             "rows": len(self.dataset), "held_out_rows": len(self.held_out),
@@ -316,7 +328,7 @@ class Training:
 
     def _next(self, iterator: Iterator[Batch]) -> Batch | None:
         """The next batch, None at the end of an epoch. Between two optimizer steps a run on one device stops here at once."""
-        between = self.micro_step % self.config.gradient_accumulation_steps == 0
+        between = not self._window
         alone = self.accelerator.num_processes == 1
         try:
             with self.signals.interruptible(alone and between):
@@ -512,6 +524,7 @@ class Training:
             "step": self.step,
             "micro_step": self.micro_step,
             "sampler": self.sampler.state_dict(),
+            "settings": resuming.settings(self.config),
             "effective_batch": self.effective_batch,
             "mixed_precision": self.config.mixed_precision,
             "parameters": list(self.parameters),
@@ -521,8 +534,9 @@ class Training:
     def _resume(self) -> None:
         if self.resume_from is None:
             return
-        folder = self.resume_from
-        state = json.loads((folder / "trainer_state.json").read_text())
+        folder, state = self.resume_from, self._saved
+        options = resuming.options_of(self.optimizer)
+        (rate,) = {group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups}
         if state["parameters"] != list(self.parameters):
             counts = f"{len(state['parameters'])} tensors, this config {len(self.parameters)}"
             raise UserError(f"{folder} trained {counts}: check lora_layers and rank.")
@@ -541,6 +555,7 @@ class Training:
         trees = checkpoint.load_tree(folder / "optimizer", self._part_of_state)
         self.optimizer.load_state_dict(trees["optimizer"])
         self.schedule.load_state_dict(trees["schedule"])
+        resuming.follow_config(self.optimizer, self.schedule, options, rate)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(trees["scaler"])
         self.step = self.saved_step = state["step"]
@@ -548,6 +563,8 @@ class Training:
         if self.zero:
             self.optimizer.resume_at(self.step, self.step * self.config.gradient_accumulation_steps)
         _LOG.info("resumed from %s at step %d", folder, self.step)
+        for line in resuming.said(self.changed, self.step):
+            _LOG.warning("%s", line)
         if state["effective_batch"] != self.effective_batch:
             _LOG.warning("the effective batch was %d and is %d now", state["effective_batch"], self.effective_batch)
 

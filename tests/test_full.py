@@ -91,7 +91,7 @@ def test_resume_is_bitwise_with_average_and_accumulation(run, tmp_path: Path) ->
 def test_a_checkpoint_without_an_average_cannot_resume_one(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = {"model_output_dir": str(tmp_path), "checkpointing_steps": 2}
     run(**out, max_train_steps=2)
-    with pytest.raises(UserError, match="Set use_ema = False"):
+    with pytest.raises(UserError, match="use_ema = False there, True now"):
         run(**out, **EMA, max_train_steps=4, resume_from_checkpoint="latest")
 
 
