@@ -27,13 +27,14 @@ from OpenSciDraw.config_text import (
     format_config,
     literals_of,
     save_config,
+    saved_values,
     schema_table,
     section_of,
     type_text,
 )
 from OpenSciDraw.errors import UserError
 
-__all__ = ["ALIASES", "RETIRED", "format_config", "load_config", "save_config", "schema_table"]
+__all__ = ["ALIASES", "RETIRED", "format_config", "load_config", "load_saved_config", "save_config", "schema_table"]
 
 _LOG = logging.getLogger("OpenSciDraw")
 COMMAND_LINE = "--cfg_options"
@@ -89,7 +90,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             all that was found, each with file and line and what to do.
     """
     problems: list[str] = []
-    layer = _read_file(Path(path), (), problems)
+    return _checked(_read_file(Path(path), (), problems), path, overrides, problems)
+
+
+def load_saved_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config.py of a run folder: values as training wrote them, read as literals. Whoever made the folder runs no code here.
+
+    Raises:
+        UserError: as `load_config`, or it holds code.
+    """
+    problems: list[str] = []
+    try:
+        values = saved_values(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read the config {_shown(Path(path))}: {error.strerror}. Check the path.") from error
+    except ValueError as error:
+        raise UserError(
+            f"{_shown(Path(path))}: {error}. A run's config.py holds values alone, and code in it is not run. If it is yours, "
+            "give it by name to a command that takes a config."
+        ) from error
+    places = dict.fromkeys(values, _shown(Path(path)))
+    layer = _resolve_aliases(_Layer({k: v for k, v in values.items() if _counts(k, v)}, places, set()), problems)
+    return _checked(layer, path, overrides, problems)
+
+
+def _checked(layer: _Layer, path: str | Path, overrides: Sequence[str], problems: list[str]) -> Config:
+    """`layer` with the command line's values on top, validated."""
     _merge(layer, _read_overrides(overrides, problems))
     _drop_retired(layer)
     _warn_of_secrets(layer)
@@ -119,9 +145,9 @@ def _read_file(path: Path, parents: tuple[Path, ...], problems: list[str]) -> _L
     try:
         tree = ast.parse(source, str(path))
         code = compile(tree, str(path), "exec")
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        reason = error.msg if isinstance(error, SyntaxError) else str(error) or "nested too deep"
         raise UserError(f"{shown}{line}: not Python: {reason}. Mend this line.") from error
     namespace: dict[str, Any] = {"__file__": str(path), "__name__": "__config__"}
     try:

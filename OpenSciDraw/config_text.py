@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import types
 import typing
@@ -149,6 +150,36 @@ def _literal(value: Any, indent: str = "") -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_literal(item) for item in value)}]"
     return repr(value)
+
+
+def saved_values(source: str | bytes) -> dict[str, Any]:
+    """The values of a config that `save_config` wrote, read as literals: nothing in it is run.
+
+    Raises:
+        ValueError: it holds something else; says at which line.
+    """
+    values: dict[str, Any] = {}
+    try:
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue  # the docstring
+            if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+                raise ValueError(f"line {node.lineno} is no `key = value`")
+            try:
+                values[node.targets[0].id] = _saved_value(node.value)
+            except (ValueError, TypeError):
+                raise ValueError(f"line {node.lineno}: the value of {node.targets[0].id} is no literal") from None
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        line = f"line {error.lineno} " if isinstance(error, SyntaxError) and error.lineno else ""
+        raise ValueError(f"{line}is not Python: {error}") from None
+    return values
+
+
+def _saved_value(node: ast.expr) -> Any:
+    """A literal, or dict(key=literal, …)."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {str(keyword.arg): _saved_value(keyword.value) for keyword in node.keywords}
+    return ast.literal_eval(node)
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from OpenSciDraw.config import Config, EvaluateConfig
-from OpenSciDraw.config_file import load_config, parse_value
+from OpenSciDraw.config_file import load_config, load_saved_config, parse_value
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import Metric
 from OpenSciDraw.evaluation.evaluator import SUMMARY, Evaluator
@@ -54,7 +54,7 @@ def find_target(given: str, overrides: Sequence[str], ema: bool) -> Target:
         folder = next((p for p in [path, *path.parents][:4] if (p / "config.py").is_file()), None)
         if folder is None:
             raise UserError(f"{given}: no config.py beside the weights, so their model is not known. Give a folder of training.")
-        config, kind = load_config(folder / "config.py", overrides), "run"
+        config, kind = load_saved_config(folder / "config.py", overrides), "run"
     elif path.is_dir() and any(file.suffix.lower() in _PICTURES for file in path.rglob("*")):
         config, kind = None, "pictures"
     else:

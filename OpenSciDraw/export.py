@@ -91,9 +91,9 @@ def find_trained(target: str, ema: bool = False) -> Trained:
     run = next((p for p in list(weights.parents)[:3] if (p / "config.py").is_file()), None)
     if run is None:
         raise UserError(f"{target}: no config.py beside the weights, so their model is not known. Give a folder of training.")
-    from OpenSciDraw.config_file import load_config
+    from OpenSciDraw.config_file import load_saved_config
 
-    return Trained(weights, run, load_config(run / "config.py"))
+    return Trained(weights, run, load_saved_config(run / "config.py"))
 
 
 def read_adapter(trained: Trained) -> Adapter:

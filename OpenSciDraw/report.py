@@ -60,7 +60,7 @@ def run_page(run: RunData) -> str:
     """The page of one run."""
     pictures = page.Pictures()
     lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(_key_facts(run))}{page.remarks(run.remarks)}'
-    bad = [[escape(str(row.get("id"))), escape(str(row.get("reason")))] for row in run.bad_rows[:50]]
+    bad = [[row.get("id"), row.get("reason")] for row in run.bad_rows[:50]]
     return page.document(f"Run {run.name}", lead, [
         ("Before and after", page.before_after(run, pictures)),
         ("Scores", page.scores(run)),
@@ -87,14 +87,14 @@ def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
     flat = [page.flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
-    config_rows = [[_code(key), *(_code(repr(one.get(key))[:200]) for one in flat)] for key in differing]
+    config_rows = [[page.code(key), *(page.code(repr(one.get(key))[:200]) for one in flat)] for key in differing]
     columns = range(1, len(runs) + 1)
     scores = [run.evaluations[-1][1]["metrics"] if run.evaluations else {} for run in runs]
     metrics = list(dict.fromkeys(key for one in scores for key in one))
-    score_rows = [[_code(key), *(_score(one.get(key)) for one in scores)] for key in metrics]
+    score_rows = [[page.code(key), *(_score(one.get(key)) for one in scores)] for key in metrics]
     last = [[label, *(_last(run, key) for run in runs)] for key, label in _LAST_VALUES]
     last = [row for row in last if set(row[1:]) != {"–"}]
-    head = ["key", *(escape(name) for name in names)]
+    head = ["key", *names]
     found = [f"{name}: {text}" for name, run in both for text in run.remarks]
     lead = f'<p class="lead">{len(runs)} runs in {escape(str(folder))}</p>{page.remarks(found)}'
     return page.document(f"Runs in {folder.name or folder}", lead, [
@@ -109,10 +109,6 @@ def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
 def _last(run: RunData, key: str) -> str:
     value = float(run.last_step) if key == "step" else run.last(key)
     return "–" if value is None else short(value)
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
 
 
 def _score(item: Any) -> str:

@@ -142,3 +142,29 @@ def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, s
     for path in (tmp_path / "exported").rglob("*.safetensors"):
         with safe_open(path, framework="pt") as handle:
             assert json.loads(handle.metadata()["lora_adapter_metadata"])["transformer.lora_dropout"] == 0
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_the_config_of_a_run_folder_is_read_and_never_run(place: str, trained: Path, tmp_path: Path) -> None:
+    """Whoever made the folder, or one above it, runs no code here: neither by sample and export nor by evaluate."""
+    from OpenSciDraw.evaluate import find_target
+    from OpenSciDraw.sample import find_trained
+
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (inner / "pytorch_lora_weights.safetensors").write_bytes((trained / "pytorch_lora_weights.safetensors").read_bytes())
+    file = inner / place / "config.py"
+    values = (trained / "config.py").read_text()
+    file.write_text(values)
+    assert find_trained(str(inner)).config.rank == 4
+    bad = tmp_path / "ran"
+    for line in (f"open({str(bad)!r}, 'w')", f"rank = open({str(bad)!r}, 'w') and 4", f"import os; os.mkdir({str(bad)!r})"):
+        file.write_text(f"{values}{line}\n")
+        at = len(values.splitlines()) + 1
+        for find in (find_trained, lambda folder: find_target(folder, (), False)):
+            with pytest.raises(UserError, match=f"config.py: line {at}\\b.*code in it is not run"):
+                find(str(inner))
+    assert not bad.exists()
+    file.write_text("x = " + "(" * 100_000)
+    with pytest.raises(UserError, match="is not Python"):
+        find_trained(str(inner))

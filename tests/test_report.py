@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -83,6 +85,53 @@ def test_what_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
     html = text_of(run)
     assert "<script>alert(1)" not in html and "&lt;script&gt;alert(1)" in html
     assert html.count("<script>") == 1
+
+
+def test_whatever_stands_in_an_evaluation_or_a_session_is_escaped(tmp_path: Path) -> None:
+    """Each value in turn, numbers too, since who made the folder decides what lies there."""
+
+    def evil(value):  # type: ignore[no-untyped-def]
+        if isinstance(value, dict):
+            yield from ({**value, key: other} for key, item in value.items() for other in evil(item))
+            yield from ({**{k: v for k, v in value.items() if k != key}, EVIL: item} for key, item in value.items())
+        elif isinstance(value, list):
+            yield from (value[:at] + [other] + value[at + 1 :] for at, item in enumerate(value) for other in evil(item))
+        yield EVIL
+
+    run = make_run(tmp_path / "run")
+    evaluate(run, "before")
+    files = [run / "evaluations" / "before" / "evaluation.json", run / "run.json"]
+    seen = 0
+    for file in files:
+        whole = file.read_text()
+        for changed in evil(json.loads(whole)):
+            file.write_text(json.dumps(changed))
+            html = text_of(run)
+            assert "<script>alert(1)" not in html
+            seen += "&lt;script&gt;alert(1)" in html
+        file.write_text(whole)
+    assert seen > 20
+
+
+def test_no_script_and_no_style_runs_but_the_pages_own(tmp_path: Path) -> None:
+    html = text_of(make_run(tmp_path / "run"))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None and "default-src 'none'" in policy[1]
+    for tag, rule in (("script", "script-src"), ("style", "style-src-elem")):
+        (own,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert re.search(rf"{rule} 'sha256-{re.escape(digest)}'", policy[1])
+    assert "script-src 'unsafe" not in policy[1]
+
+
+def test_pictures_outside_of_the_run_are_not_taken_into_the_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "private").mkdir()
+    (run / "validation_images").rename(tmp_path / "private" / "pictures")
+    with (run / "config.py").open("a") as file:
+        file.write(f"image_output_dir = {str(tmp_path / 'private' / 'pictures')!r}\n")
+    html = text_of(run)
+    assert "lies outside of the run" in html and "data:image/webp" not in html
 
 
 def test_a_config_is_read_and_never_run(tmp_path: Path) -> None:
@@ -187,9 +236,15 @@ def test_a_browser_runs_the_page_without_an_error(tmp_path: Path) -> None:
         tip.top >= box.top && tip.bottom <= box.bottom,
         performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length]);
     </script></body>"""
-    file.write_text(file.read_text().replace("</body>", probe))
+    blocked = file.with_name("blocked.html")
+    blocked.write_text(file.read_text().replace("</body>", "<script>document.title = 'ran'</script></body>"))
+    own = re.findall(r"<script>(.*?)</script>", probe, re.S)[0]
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    file.write_text(file.read_text().replace("script-src ", f"script-src 'sha256-{digest}' ").replace("</body>", probe))
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None and json.loads(title[1].replace("&quot;", '"')) == ["step 0", True, True, True, 0]
     assert "CONSOLE" not in done.stderr, done.stderr
+    done = subprocess.run([*command[:-1], blocked.as_uri()], capture_output=True, text=True, timeout=120, check=False)
+    assert "<title>ran</title>" not in done.stdout and "Content Security Policy" in done.stderr

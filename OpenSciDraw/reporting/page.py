@@ -1,8 +1,9 @@
-"""The page: HTML from a run's data. Everything that comes from the run is escaped."""
+"""The page: HTML from a run's data. What is no `Html` is escaped where it is put into a table; no script but the page's own runs."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
@@ -19,6 +20,14 @@ from OpenSciDraw.reporting.run_data import RunData, finite
 PICTURE_SIDE = 512  # pixels; larger pictures are scaled down
 PICTURE_BYTES = 12_000_000  # of all pictures of a page; beyond it steps between the first and the last are left out
 _MOST_PIXELS = 50_000_000
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def code(text: str) -> Html:
+    return Html(f"<code>{escape(text)}</code>")
 
 
 class Pictures:
@@ -84,11 +93,13 @@ def document(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
         for key, heading, html in kept
     )
     style, script = (files("OpenSciDraw.reporting").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    allowed = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in
+               (("style", style), ("script", script))}  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        "script-src 'unsafe-inline'\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; base-uri 'none'; "
+        f"form-action 'none'; script-src 'sha256-{allowed['script']}'; style-src-elem 'sha256-{allowed['style']}'; style-src-attr 'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head><body>'
         f'<header><h1>{escape(title)}</h1>{lead}<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>'
         "<footer>Made by <code>scienceflow report</code>. This file needs no network.</footer>"
@@ -110,13 +121,14 @@ def remarks(texts: Sequence[str]) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numbers: Sequence[int] = (), kind: str = ""
+    head: Sequence[Any], rows: Sequence[Sequence[Any]], caption: str = "", numbers: Sequence[int] = (), kind: str = ""
 ) -> str:
-    """Cells are HTML; `numbers` are the columns that are aligned to the right; `kind` is a class of page.css."""
+    """Cells that are no Html are escaped; `numbers`: columns that are aligned to the right; `kind`: a class of page.css."""
 
-    def cells(tag: str, row: Sequence[str]) -> str:
+    def cells(tag: str, row: Sequence[Any]) -> str:
         scope = ' scope="col"' if tag == "th" else ""
-        return "".join(f'<{tag}{scope}{" class=number" if at in numbers else ""}>{cell}</{tag}>' for at, cell in enumerate(row))
+        shown = (cell if isinstance(cell, Html) else escape(str(cell)) for cell in row)
+        return "".join(f'<{tag}{scope}{" class=number" if at in numbers else ""}>{cell}</{tag}>' for at, cell in enumerate(shown))
 
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
@@ -201,12 +213,12 @@ def _evaluation(name: str, found: dict[str, Any]) -> str:
     for key, item in found["metrics"].items():
         if not isinstance(item, dict):
             continue
-        row = [f"<code>{escape(str(key))}</code>", _number(item.get("value")), _interval(item), _bar(item)]
-        row += [str(item.get("examples", "")), str(item.get("failures", ""))]
+        row = [code(str(key)), _number(item.get("value")), _interval(item), _bar(item)]
+        row += [item.get("examples", ""), item.get("failures", "")]
         rows.append(row + ([_difference(other.get(key))] if other else []))
     head = ["metric", "value", "95 % interval", "", "examples", "failures"]
     if other:
-        head.append(f"against {escape(str((compared or {}).get('other', 'the other')))}")
+        head.append(f"against {(compared or {}).get('other', 'the other')}")
     return f"<h3>{escape(name)}</h3>" + table(head, rows, _about(found), (1, 2, 4, 5)) + _failures(found.get("failures"))
 
 
@@ -228,7 +240,7 @@ def _failures(failures: Any, most: int = 50) -> str:
     found = [item for item in failures if isinstance(item, dict)] if isinstance(failures, list) else []
     if not found:
         return ""
-    rows = [[escape(str(item.get(key, ""))) for key in ("id", "metric", "reason")] for item in found[:most]]
+    rows = [[item.get(key, "") for key in ("id", "metric", "reason")] for item in found[:most]]
     return f"<details><summary>Failures: {len(found)}</summary>{table(('picture', 'metric', 'reason'), rows)}</details>"
 
 
@@ -247,7 +259,7 @@ def _bar(item: dict[str, Any]) -> str:
     value, low, high = (float(item[key]) for key in ("value", "low", "high"))
     if not 0 <= low <= high <= 1:
         return ""
-    return (
+    return Html(
         f'<span class="bar" aria-hidden="true"><i style="left:{100 * low:.1f}%;width:{max(1.0, 100 * (high - low)):.1f}%"></i>'
         f'<b style="left:{100 * value:.1f}%"></b></span>'
     )
@@ -259,7 +271,7 @@ def _difference(item: Any) -> str:
     ends = f" ({item['low']:+.3f} to {item['high']:+.3f})" if finite(item.get("low")) and finite(item.get("high")) else ""
     chance = f", p = {short(float(format(item['p'], '.2g')))}" if finite(item.get("p")) else ""
     said = {"this": ("better", "better"), "other": ("worse", "worse")}.get(str(item.get("better")), ("", "unclear"))
-    return f'<span class="keep">{item["difference"]:+.3f}{ends}{chance} <span class="{said[0]}">{said[1]}</span></span>'
+    return Html(f'<span class="keep">{item["difference"]:+.3f}{ends}{chance} <span class="{said[0]}">{said[1]}</span></span>')
 
 
 def before_after(run: RunData, pictures: Pictures, most: int = 8) -> str:
@@ -304,8 +316,8 @@ def settings(run: RunData, defaults: dict[str, Any]) -> str:
 
     def row(key: str, value: Any, unset: str = "default") -> list[str]:
         text, name = repr(value), escape(key).replace("_", "_<wbr>").replace(".", ".<wbr>")
-        cells = [f"<code>{name}</code>", f"<code>{escape(text if len(text) <= 400 else text[:400] + ' …')}</code>"]
-        return cells + ([escape(str(places.get(key, unset)))] if places else [])
+        cells = [Html(f"<code>{name}</code>"), code(text if len(text) <= 400 else text[:400] + " …")]
+        return [*cells, *([str(places.get(key, unset))] if places else [])]
 
     flat = flatten(run.config)
     head = ("key", "value", "set at") if places else ("key", "value")
@@ -331,7 +343,7 @@ def provenance(run: RunData) -> str:
     made = []
     for at, session in enumerate(run.sessions, 1):
         flat = flatten({key: value for key, value in session.items() if key != "set_at"})
-        rows = [[escape(key), f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"] for key, value in flat.items()]
+        rows = [[key, code(json.dumps(value, ensure_ascii=False))] for key, value in flat.items()]
         shown = " open" if at == len(run.sessions) else ""
         inner = table(("what", "value"), rows, kind="pairs")
         made.append(f"<details{shown}><summary>Session {at}: {escape(str(session.get('started', '')))}</summary>{inner}</details>")
@@ -339,5 +351,5 @@ def provenance(run: RunData) -> str:
 
 
 def exports(run: RunData) -> str:
-    rows = [[f"<code>{escape(name)}</code>", f"{size / 1e6:.2f} MB"] for name, size in run.exports]
+    rows = [[code(name), f"{size / 1e6:.2f} MB"] for name, size in run.exports]
     return table(("file", "size"), rows, numbers=(1,)) if rows else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from OpenSciDraw.config_text import saved_values
 
 _STEP = re.compile(r"step_(\d+)$")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -85,7 +86,10 @@ def read_run(folder: Path) -> RunData:
         if isinstance(found, dict) and isinstance(found.get("metrics"), dict):
             run.evaluations.append((file.parent.name, found))
     run.evaluations.sort(key=lambda item: str(item[1].get("created", "")))
-    root = Path(str(run.config["image_output_dir"])) if run.config.get("image_output_dir") else folder / "validation_images"
+    root = Path(str(run.config.get("image_output_dir") or folder / "validation_images"))
+    if folder.resolve() not in root.resolve().parents:  # another's config could name any folder of this machine
+        run.remarks.append(f"image_output_dir = {str(root)!r} lies outside of the run: its pictures are not shown.")
+        root = folder / "validation_images"
     for path in sorted(root.glob("step_*")) if root.is_dir() else []:
         step = _STEP.search(path.name)
         files = [f for f in sorted(path.iterdir()) if f.suffix.lower() in _PICTURES and f.stem.isdecimal()] or [
@@ -108,22 +112,12 @@ def read_run(folder: Path) -> RunData:
 
 
 def _config(file: Path, remarks: list[str]) -> dict[str, Any]:
-    """The resolved config as training saved it: assignments of literals. It is not run."""
-    values: dict[str, Any] = {}
+    """The resolved config as training saved it. It is not run."""
     try:
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-                values[node.targets[0].id] = _value(node.value)
-    except (OSError, ValueError, SyntaxError) as error:
+        return saved_values(file.read_bytes())
+    except (OSError, ValueError) as error:
         remarks.append(f"config.py cannot be read: {error}.")
-    return values
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal, or dict(key=literal, …)."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
-    return ast.literal_eval(node)
+        return {}
 
 
 def _json_lines(file: Path, remarks: list[str]) -> list[dict[str, Any]]:
