@@ -1,4 +1,4 @@
-"""The page: HTML from a run's data. What is no `Html` is escaped where it is put into a table; no script but the page's own runs."""
+"""The page: HTML from a run's data. What is no `Html` is escaped where it is put into a table; no other script runs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def document(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; base-uri 'none'; "
-        f"form-action 'none'; script-src 'sha256-{allowed['script']}'; style-src-elem 'sha256-{allowed['style']}'; style-src-attr 'unsafe-inline'\">"
+        f"form-action 'none'; script-src 'sha256-{allowed['script']}'; style-src-elem 'sha256-{allowed['style']}'; "
+        "style-src-attr 'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head><body>'
         f'<header><h1>{escape(title)}</h1>{lead}<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>'
         "<footer>Made by <code>scienceflow report</code>. This file needs no network.</footer>"
