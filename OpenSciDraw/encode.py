@@ -154,6 +154,7 @@ def main(config: Config, engine: str = "local") -> int:
         _refuse_strangers(target.shards("text"), text_work)
 
     model = build_model(config, place.device())
+    model.check_pipeline()  # before hours of work for a model that training refuses
     model.download(["vae", "text_encoder"] if captions else ["vae"])  # their fingerprints belong to the contract
     model.load_vae()
     _require_sides(model, encode.resolution)

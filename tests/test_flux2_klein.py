@@ -7,6 +7,10 @@ broken once on purpose, and the comparison must notice.
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +18,12 @@ from conftest import make_model
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from OpenSciDraw import flow
+from OpenSciDraw import encode, flow
+from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import flux2_klein
+from OpenSciDraw.models.base import build_model
 from OpenSciDraw.sample import sample_normalized
 
 PROMPTS = ["A flowchart with a box labelled 'Encoder'.", "The plot shows the loss over 10 epochs in blue."]
@@ -295,3 +302,18 @@ def test_a_gated_repository_says_how_to_log_in() -> None:
     with pytest.raises(UserError, match="hf auth login"):
         load_component(Gated, ModelSource("black-forest-labs/FLUX.2-klein-base-9B", token="hf_secret"), "vae")
     assert "hf_secret" not in repr(ModelSource("a/b", token="hf_secret"))
+
+
+def test_a_distilled_model_is_refused_by_its_mark(tiny_folder, store_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """klein's distilled models have no guidance embedding either: only model_index.json says what they are."""
+    folder = tmp_path / "distilled"
+    shutil.copytree(tiny_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"is_distilled": True}))
+    config = Config.model_validate({**store_config, "pretrained_model_name_or_path": str(folder)})
+    model = build_model(config)
+    for refusing in (model.transformer_config, model.load_transformer, lambda: encode.main(config)):
+        with pytest.raises(UserError, match="is distilled .is_distilled in its model_index.json.*FLUX.2-klein-base-4B"):
+            refusing()
+    (folder / "model_index.json").write_text(json.dumps(index | {"is_distilled": False}))
+    assert model.transformer_config()

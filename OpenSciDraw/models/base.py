@@ -239,6 +239,26 @@ class FigureModel(ABC):
         """Raises UserError when `config` (transformer/config.json) is of a model that this family cannot train."""
         return None
 
+    base_models = "its base model"  # that a distilled one of this family was made of
+
+    def check_pipeline(self) -> None:
+        """Reads model_index.json, whose marks the released pipeline obeys and no weight shows.
+
+        Raises:
+            UserError: a model distilled to few steps without guidance; says what to train on.
+        """
+        source = self.source
+        hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+        try:
+            index = self.pipeline_class.load_config(source.name, **hub)
+        except OSError:
+            return  # what lacks it cannot be loaded either, and says so
+        if index.get("is_distilled"):
+            raise UserError(
+                f"{source.name} is distilled (is_distilled in its model_index.json): it draws in few steps without guidance, and "
+                f"training on figures would undo that. Train on {self.base_models}."
+            )
+
     def transformer_config(self) -> dict[str, Any]:
         """transformer/config.json of the source; no weights are read.
 
@@ -251,6 +271,7 @@ class FigureModel(ABC):
             config = self.transformer_type.load_config(source.name, subfolder=self.trained_part, **hub)
         except OSError as error:
             raise _loading_error(error, source, self.trained_part) from error
+        self.check_pipeline()
         self.check_transformer(config)
         return config
 

@@ -50,6 +50,7 @@ class Flux2Klein(FigureModel):
     family = "Flux2Klein"
     transformer_class = "Flux2Transformer2DModel"
     pipeline_class = Flux2KleinPipeline
+    base_models = "black-forest-labs/FLUX.2-klein-base-9B or black-forest-labs/FLUX.2-klein-base-4B"
 
     # -- components ---------------------------------------------------------------------------
     def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
