@@ -78,15 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         config = load_config(arguments.config, arguments.cfg_options)
         from OpenSciDraw.startup import quick_imports, unused_libraries
+        from OpenSciDraw.utils.sole_user import sole_run
 
-        with quick_imports(unused_libraries(config)):
-            from OpenSciDraw.registry import MODELS
-            from OpenSciDraw.training import Training
+        with sole_run(config.model_output_dir):
+            with quick_imports(unused_libraries(config)):
+                from OpenSciDraw.registry import MODELS
+                from OpenSciDraw.training import Training
 
-            MODELS.get(config.model_type)  # its classes of diffusers and transformers
+                MODELS.get(config.model_type)  # its classes of diffusers and transformers
 
-        code = train(Training(config))
-        gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten
+            code = train(Training(config))
+            gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

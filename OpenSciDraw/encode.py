@@ -44,6 +44,9 @@ from OpenSciDraw.store import (
     Contract,
     Row,
     index_path,
+    mended_shard_info,
+    name_row,
+    not_finite,
     read_shard_info,
     recorded_precision,
     require_space,
@@ -51,6 +54,7 @@ from OpenSciDraw.store import (
     write_shard,
 )  # fmt: skip
 from OpenSciDraw.utils.background import Background, Handover, HostCopies, stacked
+from OpenSciDraw.utils.sole_user import sole_user
 from OpenSciDraw.utils.text_codec import encoded_bytes
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -137,10 +141,16 @@ def main(config: Config, engine: str = "local") -> int:
     Raises:
         UserError: no figures, no room on the disk, a store that was made in another way or lies among the figures.
     """
-    encode, target, place, source = config.encode, Target(config), Place.here(), _source(config)
-    folder = target.folder
+    target, place, source = Target(config), Place.here(), _source(config)
     if engine == "ray" and target.staging is not None:
         raise UserError("--engine ray writes to a folder that all machines share. Encode to cloud storage without it.")
+    with sole_user(target.folder, "encode", place.rank, place.world_size):
+        _encode(config, source, target, place, engine)
+    return 0
+
+
+def _encode(config: Config, source: str, target: Target, place: Place, engine: str) -> None:
+    encode, folder = config.encode, target.folder
     refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality)
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
@@ -179,7 +189,6 @@ def main(config: Config, engine: str = "local") -> int:
         if count:
             _LOG.info("%d figures encoded in %.1f s: %.1f figures/s", count, seconds, count / seconds)
     _summarise(target, figure_work, text_work, rejected, place)
-    return 0
 
 
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
@@ -233,7 +242,7 @@ def _vae_precision(model: FigureModel, encode: EncodeConfig, refs: Sequence[Figu
     if encode.vae_precision != "auto":
         return encode.vae_precision
     for shard in target.shards("figures"):
-        if (info := read_shard_info(shard)) is not None:
+        if (info := mended_shard_info(shard)) is not None:
             return recorded_precision(info.contract)
     return choose(model, itertools.islice(_pictures(refs, encode), PICTURES))
 
@@ -283,7 +292,7 @@ def _missing(plan: list[Work], contract: Contract, parts: Sequence[str], target:
     """Shards that are not there, or hold other figures than they should."""
     missing = []
     for work in plan:
-        info = read_shard_info(work.path) if target.has(work.path) else None
+        info = mended_shard_info(work.path) if target.has(work.path) else None
         if info is not None:
             contract.require(info.contract, parts, work.path)
             if info.facts["work"] == work.digest:
@@ -339,10 +348,19 @@ def caption_batches(model: FigureModel, captions: Sequence[str], sizes: BatchSiz
 
 def write_captions(work: Work, encoded: Iterable[EncodedCaption], contract: Contract) -> None:
     """Write a shard of captions, row by row: a whole one may not fit into memory."""
-    rows = (
-        Row({"key": text_key(caption), "caption": caption}, copies.wait()[place]) for caption, copies, place in encoded
-    )
+    rows = (_caption_row(caption, copies.wait()[place], contract) for caption, copies, place in encoded)
     write_shard(work.path, TEXT_SCHEMA, rows, contract, {"work": work.digest})
+
+
+def _caption_row(caption: str, embedding: Tensor, contract: Contract) -> Row:
+    row = Row({"key": text_key(caption), "caption": caption}, embedding)
+    if wrong := not_finite(embedding):
+        computed = contract.origin.get("text_computed_in", "its type")
+        raise UserError(
+            f"The text encoder, computing in {computed}, gives numbers that are not finite ({wrong}) for {name_row(row.columns)}: "
+            "nothing can be trained on them. A model that overflows in fp16 does not in bf16: set mixed_precision = 'bf16'."
+        )
+    return row
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -425,8 +443,14 @@ def figure_rows(
             encoded[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), sizes, bar)
     for bucket, items in waiting.items():
         encoded[bucket] += _encode_batch(model, items, sizes, bar)
-    batches = [batch for bucket in sorted(encoded) for batch in encoded[bucket]]
-    return [row for items, latents in batches for row in _figure_rows(items, latents)], rejections
+    rows = []
+    for items, latents in (batch for bucket in sorted(encoded) for batch in encoded[bucket]):
+        for item, tensor in zip(items, latents.wait()[0], strict=True):
+            if wrong := not_finite(tensor):
+                rejections.append(Rejection(item.ref.id, item.ref.source, f"latents that are not finite: {wrong}"))
+            else:
+                rows.append(_figure_row(item, tensor))
+    return rows, rejections
 
 
 def _encode_batch(
@@ -441,10 +465,6 @@ def _encode_batch(
     for part, latents in sizes.whole_or_halves(encode, items):
         bar.update(len(part))
         yield [replace(item, pixels=_NO_PIXELS) for item in part], latents  # a whole shard waits: not its pixels as well
-
-
-def _figure_rows(items: Sequence[Prepared], latents: HostCopies) -> list[Row]:
-    return [_figure_row(item, tensor) for item, tensor in zip(items, latents.wait()[0], strict=True)]
 
 
 def _figure_row(item: Prepared, latents: Tensor) -> Row:

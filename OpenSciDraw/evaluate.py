@@ -21,7 +21,8 @@ from OpenSciDraw.evaluation.examples import load_examples
 from OpenSciDraw.evaluation.results import Results
 from OpenSciDraw.evaluation.summary import Measured, compare_results, table
 from OpenSciDraw.registry import METRICS
-from OpenSciDraw.utils.files import locked, naming_full_disk, write_json
+from OpenSciDraw.utils.files import naming_full_disk, write_json
+from OpenSciDraw.utils.sole_user import sole_user
 
 if TYPE_CHECKING:
     from OpenSciDraw.export import Trained
@@ -179,11 +180,8 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
         assert config is not None
         trained = replace(find_trained(str(target.path), target.ema), config=config)
     folder = (out or default_folder(target, trained, settings)).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from error
-    with locked(folder / ".lock"), naming_full_disk(folder, "What was drawn and measured is kept: free space and run it again."):
+    full = naming_full_disk(folder, "What was drawn and measured is kept: free space and run it again.")
+    with sole_user(folder, "evaluate"), full:
         evaluator = Evaluator(folder, examples, make_metrics(settings, folder, target), settings)
         if config is None:
             evaluator.use_pictures(target.path)

@@ -31,6 +31,8 @@ from OpenSciDraw.utils.checkpoint import (
     list_checkpoints,
     load_tensors,
 )
+from OpenSciDraw.utils.files import naming_full_disk, unfinished
+from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -141,18 +143,23 @@ def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str |
     """
     trained = find_trained(target, ema)
     out = out or trained.output_folder("export")
-    out.mkdir(parents=True, exist_ok=True)
     if (out / trained.path.name).resolve() == trained.path.resolve():
         raise UserError(f"--out {out} is where the weights themselves lie. Choose another folder.")
+    with sole_user(out, "export"), naming_full_disk(out, "Free space and run it again."):
+        return _export(trained, out, formats, dtype)
+
+
+def _export(trained: Trained, out: Path, formats: tuple[str, ...], dtype: str | None) -> list[Path]:
     if trained.is_lora:
         return _export_lora(read_adapter(trained), out, formats, _DTYPES[dtype or "fp32"])
     if "diffusers" not in formats:
         raise UserError(f"{trained.path} holds all weights, and comfyui is for a LoRA only. Use --format diffusers.")
     reader = TensorReader(trained.path, FULL_STEM)
-    with TensorWriter(out / FULL_FOLDER, FULL_STEM) as files:
-        for name in tqdm(reader.names, desc="export", unit="tensor"):
-            files.add(name, reader[name][:], _DTYPES[dtype] if dtype else None)
-    shutil.copyfile(trained.path / "config.json", out / FULL_FOLDER / "config.json")
+    with unfinished(out / FULL_FOLDER) as building:
+        with TensorWriter(building, FULL_STEM) as files:
+            for name in tqdm(reader.names, desc="export", unit="tensor"):
+                files.add(name, reader[name][:], _DTYPES[dtype] if dtype else None)
+        shutil.copyfile(trained.path / "config.json", building / "config.json")
     return [out / FULL_FOLDER]
 
 
@@ -164,13 +171,15 @@ def _export_lora(adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: t
         metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in adapter.peft.items()}, sort_keys=True)
         metadata["format"] = "pt"
         written.append(out / LORA_FILE)
-        save_file({f"transformer.{name}": t.contiguous() for name, t in layers.items()}, written[-1], metadata)
+        with unfinished(written[-1]) as part:
+            save_file({f"transformer.{name}": t.contiguous() for name, t in layers.items()}, part, metadata)
     if "comfyui" in formats:
         model: FigureModel = build_model(adapter.config)
         original = model.original_lora(layers, float(adapter.peft["lora_alpha"]), int(adapter.peft["r"]))
         name = re.sub(r"[^\w.-]+", "_", adapter.config.run_name or Path(adapter.config.model_output_dir).name)
         written.append(out / f"{name}_comfyui.safetensors")
-        save_file(original, written[-1], modelspec(adapter, "comfyui"))
+        with unfinished(written[-1]) as part:
+            save_file(original, part, modelspec(adapter, "comfyui"))
     return written
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.row_cache import RowCache
-from OpenSciDraw.shards import index_path
+from OpenSciDraw.shards import index_path, what_is_damaged
 from OpenSciDraw.store_files import IsWhole, Span, require_whole
 from OpenSciDraw.utils.files import locked
 
@@ -292,7 +292,8 @@ class RemoteFiles:
         self._copies.mkdir(parents=True, exist_ok=True)
         with locked(self._copies / "lock"), ThreadPoolExecutor(THREADS) as pool:
             copies = [index_path(shard) for shard in self._shards]
-            todo = [n for n, (copy, size) in enumerate(zip(copies, sizes, strict=True)) if not _has_size(copy, size)]
+            here = [_has_size(copy, size) and not what_is_damaged(copy) for copy, size in zip(copies, sizes, strict=True)]
+            todo = [n for n, is_here in enumerate(here) if not is_here]
             if todo:
                 _LOG.info("%s: copying %d indices (%.2f GB)", self.folder, len(todo), sum(sizes[n] for n in todo) / 1e9)
             try:

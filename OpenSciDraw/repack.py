@@ -46,12 +46,15 @@ from OpenSciDraw.shards import (
     Row,
     bytes_of_shape,
     index_path,
+    mended_shard_info,
+    not_finite,
     read_shard_info,
     require_space,
     text_key,
     write_shard,
 )  # fmt: skip
 from OpenSciDraw.store import EMPTY_PROMPT, EncodedStore
+from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
 _PROBED_ROWS = 8  # first rows that are read beforehand: for sizes, and to see whether they are of the declared model
@@ -76,10 +79,15 @@ def repack(folder: Path, out: Path, config: Config | None = None, samples_per_sh
     """
     _require_apart(folder, out)
     source = _open_store(folder, config) if EncodedStore.is_store(folder) else _open_legacy(folder, config)
-    works = _plan(source, samples_per_shard)
+    works, place = _plan(source, samples_per_shard), Place.here()
+    with sole_user(out, "repack", place.rank, place.world_size):
+        _repack(source, out, works, place)
+    return 0
+
+
+def _repack(source: _Source, out: Path, works: list[_Work], place: Place) -> None:
     _refuse_strangers(out, works)
     missing = [work for work in works if not _is_done(out, work, source)]
-    place = Place.here()
     mine = [work for work in missing if work.number % place.world_size == place.rank]
     _probe(source, out, missing)
     empty = _empty_prompt(source) if source.with_text and any(work.number == 0 for work in mine) else None
@@ -87,7 +95,6 @@ def repack(folder: Path, out: Path, config: Config | None = None, samples_per_sh
         for work in mine:
             _Shard(source, work, bar).write(out, empty if work.number == 0 else None)
     _summarise(source, out, works)
-    return 0
 
 
 # -- what is repacked ----------------------------------------------------------------------------
@@ -144,8 +151,8 @@ class _Source:
         parts = {"latents": sample.latents, "text": sample.text if self.with_text else None}
         halves = {name: part.bfloat16() for name, part in parts.items() if part is not None}
         for name, half in halves.items():
-            if wrong := int((~torch.isfinite(half)).sum()):
-                return f"{name} with numbers that are not finite: {wrong} of {half.numel()}"
+            if wrong := not_finite(half):  # finite in fp32, and too large for bf16
+                return f"{name} with numbers that are not finite: {wrong}"
         halved = replace(sample, latents=halves["latents"], text=halves.get("text"))
         return self._misfit(halved) or halved
 
@@ -250,7 +257,7 @@ def _is_done(out: Path, work: _Work, source: _Source) -> bool:
     infos = []
     for kind, parts, contract in zip(source.kinds, (FIGURE_PARTS, TEXT_PARTS), _contracts(source), strict=False):
         path = work.path(out, kind)
-        infos.append(read_shard_info(path) if path.exists() else None)
+        infos.append(mended_shard_info(path) if path.exists() else None)
         if infos[-1] is not None:
             contract.require(infos[-1].contract, parts, path)
     return all(info is not None and info.facts["work"] == work.digest for info in infos)

@@ -1,7 +1,7 @@
 """A shard of the encoded store: how it is written, and what it says of itself. Reading many: store.py.
 
     00000.parquet        one row per row group, uncompressed, tensors in a non-null `large_binary` column
-    00000.index.arrow    the small columns, and where in the Parquet file each tensor lies
+    00000.index.arrow    the small columns, where in the Parquet file each tensor lies, and behind all that its own checksum
 
 The bytes of a tensor lie in one piece of the file, so that a row is read by one positional read, as fast as
 a raw file; any Parquet reader can read the shards as well. The index is written last: a shard with an index
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import zlib
@@ -31,9 +32,11 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils import text_codec
 from OpenSciDraw.utils.files import sha256_of, sync_to_disk
 
+_LOG = logging.getLogger("OpenSciDraw")
 SCHEMA_VERSION = 2
 _READABLE_SCHEMAS = (1, 2)  # 1 has crc32 checksums; they took four times as long as reading the row
 KEY_BYTES = 16
+_SEAL = b"SFindex1"  # ends an index, behind the xxh3 of all before it; those before 0.5.0 have none
 FIGURE_PARTS, TEXT_PARTS = ("latents", "picture"), ("text",)  # what a shard's contract says
 
 # A column that is named as a checksum holds that of the tensor's bytes.
@@ -180,17 +183,61 @@ def write_shard(
             # a row in fp32, the rows in fp64: all in fp64 took a third of the time of writing
             numbers = row.tensor.detach().cpu().to(torch.bfloat16).float()
             total += (numbers.numel(), numbers.sum().item(), numbers.square_().sum().item())
-        facts = {**facts, "rows": len(small), "statistics": _statistics(total)}
+            if not math.isfinite(total[1]):
+                raise ValueError(f"{path}: {name_row(row.columns)} has numbers that are not finite: {not_finite(row.tensor)}")
+        facts = {**facts, "rows": len(small), "statistics": _statistics(total), "small_columns": _digest(small, schema)}
         writer.add_key_value_metadata({"contract": contract.to_json(), "facts": json.dumps(facts)})
     sync_to_disk(building)
-    places = tensor_places(pq.read_metadata(building), schema, [columns["shape"] for columns in small], contract)
-    for columns, (offset, size) in zip(small, places, strict=True):
-        columns |= {"offset": offset, "nbytes": size}
-    facts["sha256"], facts["bytes"] = sha256_of(building), building.stat().st_size
+    table = _index_of(building, schema, small, contract, facts)
     index_path(path).unlink(missing_ok=True)  # of a shard that is written anew: no moment with another one's index
     os.replace(building, path)
-    write_index(path, pa.Table.from_pylist(small, schema=index_schema(schema, contract, facts)))
+    write_index(path, table)
     return len(small)
+
+
+def not_finite(tensor: Tensor) -> str | None:
+    """How many numbers of a tensor are not finite; None where all are."""
+    wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
+    return f"{wrong} of {tensor.numel()}" if wrong else None
+
+
+def name_row(columns: dict[str, Any]) -> str:
+    return f"the figure {columns['id']!r}" if "id" in columns else f"the caption {columns['caption'][:80]!r}"
+
+
+def _index_of(
+    file: Path, schema: pa.Schema, small: list[dict[str, Any]], contract: Contract, facts: dict[str, Any]
+) -> pa.Table:
+    """The index of a shard whose Parquet file is `file`, with the small columns of its rows."""
+    places = tensor_places(pq.read_metadata(file), schema, [columns["shape"] for columns in small], contract)
+    rows = [{**columns, "offset": at, "nbytes": size} for columns, (at, size) in zip(small, places, strict=True)]
+    facts = {**facts, "sha256": sha256_of(file), "bytes": file.stat().st_size}
+    return pa.Table.from_pylist(rows, schema=index_schema(schema, contract, facts))
+
+
+def _digest(small: list[dict[str, Any]], schema: pa.Schema) -> str:
+    """Of the small columns, in the types of the file."""
+    table = pa.Table.from_pylist(small, schema=pa.schema([field for field in schema if field.name != "tensor"]))
+    return xxhash.xxh3_128_hexdigest(repr(table.to_pylist()).encode())
+
+
+def rebuild_index(shard: Path) -> bool:
+    """Write the index of a whole shard anew, from the shard alone; False where the shard is not whole, or too old to tell."""
+    try:
+        file = pq.ParquetFile(shard)
+        metadata, found = file.metadata.metadata, file.schema_arrow.names
+        schema = FIGURE_SCHEMA if found == FIGURE_SCHEMA.names else TEXT_SCHEMA
+        contract, facts = Contract.from_json(metadata[b"contract"]), json.loads(metadata[b"facts"])
+        small = file.read(columns=[name for name in schema.names if name != "tensor"]).to_pylist()
+        whole = _digest(small, schema) == facts.get("small_columns") and len(small) == facts["rows"]
+        for at, columns in enumerate(small if whole else []):
+            data = file.read_row_group(at, columns=["tensor"]).column("tensor")[0].as_buffer()
+            whole = whole and CHECKSUMS[_CHECKSUM](memoryview(data)) == columns[_CHECKSUM]
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    if whole:
+        write_index(shard, _index_of(shard, schema, small, contract, facts))
+    return whole
 
 
 def tensor_places(
@@ -223,6 +270,8 @@ def write_index(shard: Path, table: pa.Table) -> None:
     building = shard.with_name(f".{shard.name}.index.tmp")
     with pa.OSFile(str(building), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+    with building.open("ab") as file:
+        file.write(_checksum_of(building.read_bytes()) + _SEAL)
     sync_to_disk(building)
     os.replace(building, index_path(shard))
     sync_to_disk(shard.parent)
@@ -250,16 +299,57 @@ class ShardInfo:
     facts: dict[str, Any]
 
 
+class DamagedIndex(UserError):
+    """The index of a shard is not the one that was written."""
+
+
 def open_index(path: Path) -> tuple[pa.ipc.RecordBatchFileReader, pa.Buffer]:
-    """The index of a shard, mapped into memory, and the map itself. Raises UserError when it cannot be read."""
+    """The index of a shard, mapped into memory, and the map itself. Raises DamagedIndex, before anything of it is believed."""
     try:
         mapped = pa.memory_map(str(path)).read_buffer()
-        return pa.ipc.open_file(mapped), mapped
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: the index of this shard cannot be read ({error}). Delete it and run `scienceflow encode` again: "
-            "only this shard is encoded anew."
+        return pa.ipc.open_file(_unsealed(mapped)), mapped
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise DamagedIndex(
+            f"{path}: the index of this shard is damaged ({error}). Run the same `scienceflow encode` or `repack` command again: "
+            "it is made anew from its shard."
         ) from error
+
+
+def what_is_damaged(index: Path) -> DamagedIndex | None:
+    """The error of opening an index that has not the bytes that were written."""
+    try:
+        open_index(index)
+    except DamagedIndex as error:
+        return error
+    return None
+
+
+def _unsealed(index: pa.Buffer) -> pa.Buffer:
+    """An index without its seal. Raises ValueError when that says something else."""
+    size = index.size - len(_SEAL) - 8
+    if size >= 0 and index.slice(size + 8).to_pybytes() == _SEAL:
+        if index.slice(size, 8).to_pybytes() != _checksum_of(index.slice(0, size)):
+            raise ValueError("its checksum is another one")
+        return index.slice(0, size)
+    if index.size < 6 or index.slice(index.size - 6).to_pybytes() != b"ARROW1":
+        raise ValueError("it has no end")
+    return index  # of a version that wrote no seal
+
+
+def _checksum_of(data: Any) -> bytes:
+    return xxhash.xxh3_64_digest(memoryview(data))
+
+
+def mended_shard_info(shard: Path) -> ShardInfo | None:
+    """As `read_shard_info`; a damaged index is made anew. None also where that cannot be done: the shard is to be written again."""
+    try:
+        return read_shard_info(shard)
+    except DamagedIndex as error:
+        if not rebuild_index(shard):
+            _LOG.warning("%s: index and shard are damaged: it is written again", shard)
+            return None
+        _LOG.warning("%s was damaged (%s) and is made anew from its shard", index_path(shard), error.__cause__)
+    return read_shard_info(shard)
 
 
 def read_shard_info(shard: Path) -> ShardInfo | None:

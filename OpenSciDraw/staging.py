@@ -10,7 +10,7 @@ from pathlib import Path
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.remote import PATIENT, THREADS, Patience, Remote, default_cache, version_of
-from OpenSciDraw.shards import index_path
+from OpenSciDraw.shards import index_path, what_is_damaged
 from OpenSciDraw.utils.files import locked
 
 _KINDS = ("figures", "text")
@@ -54,7 +54,7 @@ class Staging:
             if index.name not in whole and not (here / _shard_of(index.name)).exists():  # else it is on its way
                 index.unlink()
         after = {f"{kind}/{name}": version for name, version in whole.items()}
-        todo = [name for name, version in after.items() if before.get(name) != version or not (self.folder / name).exists()]
+        todo = [name for name, version in after.items() if before.get(name) != version or what_is_damaged(self.folder / name)]
 
         def fetch(name: str) -> None:
             building = self.folder / f"{name}.tmp"

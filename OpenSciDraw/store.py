@@ -11,6 +11,8 @@ worker that is not forked as a few arrays.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +37,9 @@ from OpenSciDraw.shards import (
     ShardInfo,
     from_bytes,
     index_path,
+    mended_shard_info,
+    name_row,
+    not_finite,
     open_index,
     read_shard_info,
     recorded_precision,
@@ -48,7 +53,8 @@ from OpenSciDraw.utils.files import sha256_of
 
 __all__ = [
     "EMPTY_PROMPT", "FIGURE_PARTS", "FIGURE_SCHEMA", "TEXT_PARTS", "TEXT_SCHEMA", "Contract", "EncodedStore", "Row", "ShardInfo",
-    "StoreTable", "index_path", "read_shard_info", "recorded_precision", "require_space", "text_key", "write_shard",
+    "StoreTable", "index_path", "mended_shard_info", "name_row", "not_finite", "read_shard_info", "recorded_precision",
+    "require_space", "text_key", "write_shard",
 ]  # fmt: skip
 
 EMPTY_PROMPT = ""
@@ -70,6 +76,7 @@ class StoreTable:
         self.folder, self.shards = self.files.folder, self.files.shards()
         self._indices = OpenFiles([index_path(shard) for shard in self.shards])
         self._checksum_of: list[str] = []  # of each shard, its name
+        self._is_finite: list[bool] = []  # of each shard, whether its statistics say that all its numbers are
         self.contract, self._columns = self._read_indices(parts)
         self._shard_of = self._columns["shard"]
         self._checked = np.zeros(len(self), dtype=bool)  # rows whose checksum this process has compared
@@ -85,6 +92,7 @@ class StoreTable:
             if text not in known:
                 known[text] = Contract.from_json(text)
                 next(iter(known.values())).require(known[text], parts, self.shards[number])
+            self._is_finite.append(_is_finite(json.loads(reader.schema.metadata[b"facts"])))
             self._checksum_of.append(next(name for name in CHECKSUMS if name in reader.schema.names))
             for at in range(reader.num_record_batches):
                 batch = reader.get_batch(at)
@@ -160,7 +168,8 @@ class StoreTable:
         them does, see benchmarks/RESULTS.md.)
 
         Raises:
-            ValueError: the file is shorter than its index says, or the bytes are not those that were written.
+            ValueError: the file is shorter than its index says, the bytes are not those that were written, or they are NaN or
+                infinite numbers.
             OSError: the file cannot be read.
         """
         span = self.span(row)
@@ -171,7 +180,10 @@ class StoreTable:
         except ValueError as error:
             raise ValueError(f"{self.folder}, row {row}: {error}") from error
         self._checked[row] |= check
-        return from_bytes(torch.from_numpy(buffer), self._columns["shape"][row].tolist(), self.contract)
+        found = from_bytes(torch.from_numpy(buffer), self._columns["shape"][row].tolist(), self.contract)
+        if not self._is_finite[span[0]] and (wrong := not_finite(found)):
+            raise ValueError(f"{self.folder}, row {row}: numbers that are not finite: {wrong}")
+        return found
 
     def _is_whole(self, row: int) -> IsWhole:
         checksum, expected = CHECKSUMS[self._checksum_of[self._shard_of[row]]], int(self._columns["checksum"][row])
@@ -188,6 +200,15 @@ class StoreTable:
             raise ValueError(f"{path}: sha256 differs from the one recorded when it was written")
         if not _index_agrees(info):
             raise ValueError(f"{index_path(path)}: the index is not that of its shard")
+        if not self._is_finite[shard]:
+            for row in np.flatnonzero(self._shard_of == shard).tolist():
+                self.tensor(row, check=False)
+
+
+def _is_finite(facts: dict[str, Any]) -> bool:
+    """Whether a shard's statistics were computed and are finite: then so is each of its numbers."""
+    statistics = facts.get("statistics", {})
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in statistics.values()) and bool(statistics)
 
 
 def _numbers_of(batch: pa.RecordBatch, address: int, checksum: str) -> dict[str, np.ndarray]:

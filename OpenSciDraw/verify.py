@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.encode import Place, store_folder
+from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.shards import what_is_damaged
 from OpenSciDraw.store import FIGURE_PARTS, TEXT_PARTS, StoreTable
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -31,6 +33,12 @@ def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[
 
         config = load_config(target, overrides)
     folder = store_folder(config) if config is not None else Path(target)
+    if not (folder / "figures").is_dir():
+        raise UserError(f"{folder} is no store: there is no figures/ in it. `scienceflow encode CONFIG.py` makes one.")
+    if damaged := [error for index in sorted(folder.glob("*/[0-9]*.index.arrow")) if (error := what_is_damaged(index))]:
+        for error in damaged:
+            _LOG.error("damaged: %s", error)
+        return 1
     tables = {"latents": StoreTable(folder / "figures", FIGURE_PARTS)}
     if (folder / "text").is_dir():
         tables["text"] = StoreTable(folder / "text", TEXT_PARTS)

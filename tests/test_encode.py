@@ -32,6 +32,7 @@ from OpenSciDraw.datasets.buckets import best_bucket, fit
 from OpenSciDraw.datasets.drawn import draw_figure
 from OpenSciDraw.datasets.figures import list_figures, load_figure
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.store import EncodedStore, index_path
 
 DRAWN = {"figures": "drawn:20", "resolution": 128, "samples_per_shard": 6, "num_workers": 0, "batch_size": 4}
@@ -363,6 +364,52 @@ def test_a_changed_caption_encodes_its_shard_alone(tmp_path: Path) -> None:
     assert contents(fresh) == contents(store)
 
 
+def test_a_damaged_index_is_made_anew_and_a_damaged_shard_encoded_again(whole: Path, copy: Path, tmp_path: Path) -> None:
+    """One flipped bit in a key of text/ once sent the user in a circle: "run encode", "nothing is missing"."""
+    before = finished(copy)
+    for index in ("text/00001.index.arrow", "figures/00002.index.arrow"):
+        flip(copy / index, (copy / index).stat().st_size // 2)
+    flip(copy / "figures/00002.parquet", 5000)
+    with pytest.raises(UserError, match="damaged.*made anew"):
+        EncodedStore(copy, with_text=True)
+    run_encode(tmp_path)
+    assert contents(copy) == contents(whole)
+    assert [path for path in before if finished(copy)[path] != before[path]] == [copy / "figures/00002.parquet"]
+
+
+def test_a_caption_whose_embedding_is_not_finite_ends_encoding_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a text encoder does that overflows in fp16."""
+    encode_prompts = Flux2Klein.encode_prompts
+
+    def overflowing(model: Flux2Klein, prompts: list[str]) -> list[torch.Tensor]:
+        found = encode_prompts(model, prompts)
+        return [torch.where(torch.arange(len(row))[:, None] < 2, torch.nan, row) if prompt else row
+                for prompt, row in zip(prompts, found, strict=True)]  # fmt: skip
+
+    monkeypatch.setattr(Flux2Klein, "encode_prompts", overflowing)
+    with pytest.raises(UserError, match=r"in torch.float32, gives numbers that are not finite \(\d+ of \d+\) for the caption"):
+        run_encode(tmp_path)
+    assert not finished(tmp_path / "store")
+
+
+def test_a_figure_whose_latents_are_not_finite_is_rejected_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_images = Flux2Klein.encode_images
+
+    def overflowing(model: Flux2Klein, pixels: torch.Tensor) -> torch.Tensor:
+        latents = encode_images(model, pixels)
+        latents[0, 0, 0, :3] = torch.inf
+        return latents
+
+    monkeypatch.setattr(Flux2Klein, "encode_images", overflowing)
+    store = run_encode(tmp_path)
+    rejected = [json.loads(line) for line in (store / "rejected.jsonl").read_text().splitlines()]
+    assert rejected and {entry["reason"].rsplit(":")[0] for entry in rejected} == {"latents that are not finite"}
+    assert rejected[0]["reason"].startswith("latents that are not finite: 3 of ")
+    assert len(rejected) + len(EncodedStore(store, with_text=True).figures) == 20
+
+
 def test_a_store_made_in_another_way_is_refused_and_the_field_named(copy: Path, tmp_path: Path) -> None:
     before = contents(copy)
     with pytest.raises(UserError, match=r"(?s)text/00000.parquet.*text.max_sequence_length: 32 here, 64 there"):
@@ -462,6 +509,9 @@ def test_verify_finds_what_checksums_of_shards_do_not_show(copy: Path, caplog: p
     caption = EncodedStore(copy, with_text=False).figures.value("caption", 12).encode()
     whole_index = index.read_bytes()
     flip(index, whole_index.index(caption) + 3)
+    assert verify.verify_main(str(copy), 0, None, []) == 1
+    assert f"{index}: the index of this shard is damaged (its checksum is another one)" in caplog.text
+    index.write_bytes(index.read_bytes()[:-16])  # as versions before 0.5.0 wrote it
     assert verify.verify_main(str(copy), 0, None, []) == 1
     assert f"{index}: the index is not that of its shard" in caplog.text
     index.write_bytes(whole_index)

@@ -195,7 +195,7 @@ def test_bad_rows_are_named_and_their_captions_come_from_the_next_row(tmp_path: 
     reasons = rejected(tmp_path / "new")
     assert reasons.keys() == {"2015/0.png", "2015/1.png", "2015/2.png"}
     assert "reshape" in reasons["2015/0.png"]
-    assert reasons["2015/1.png"] == f"text with numbers that are not finite: 1 of {len(texts)}"
+    assert reasons["2015/1.png"] == f"ValueError: text with numbers that are not finite: 1 of {len(texts)}"
     assert "not of the declared model" in reasons["2015/2.png"]
     store = EncodedStore(tmp_path / "new", with_text=True)
     assert store.text is not None and "nobody else's" not in store.text.table.column("caption").to_pylist()

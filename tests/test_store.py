@@ -14,15 +14,18 @@ import torch
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.shards import what_is_damaged
 from OpenSciDraw.store import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
+    TEXT_PARTS,
     TEXT_SCHEMA,
     Contract,
     EncodedStore,
     Row,
     StoreTable,
     index_path,
+    mended_shard_info,
     require_space,
     text_key,
     write_shard,
@@ -201,3 +204,78 @@ def test_forked_processes_read_side_by_side_from_files_that_were_open_before(sto
     for worker in workers:
         worker.join()
     assert not failed.is_set()
+
+
+# -- the index and its seal ----------------------------------------------------------------------------
+def test_every_flipped_bit_of_an_index_is_noticed_before_anything_of_it_is_believed(tmp_path: Path) -> None:
+    index = index_path(make_store(tmp_path) / "text" / "00000.parquet")
+    whole, unnoticed = index.read_bytes(), []
+    table = StoreTable(tmp_path / "text", TEXT_PARTS)
+    assert table.numbers("key") is not None
+    for bit in np.random.default_rng(0).permutation(8 * len(whole))[:1200].tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        index.write_bytes(data)
+        if not what_is_damaged(index):
+            unnoticed.append(bit)
+    assert not unnoticed
+    with pytest.raises(UserError, match=r"00000.index.arrow: the index of this shard is damaged .*made anew"):
+        StoreTable(tmp_path / "text", TEXT_PARTS)
+    for size in (0, 5, 7, len(whole) - 1, len(whole) // 2):
+        index.write_bytes(whole[:size])
+        assert what_is_damaged(index)
+
+
+def test_an_index_without_a_seal_is_read_as_before(tmp_path: Path) -> None:
+    index = index_path(make_store(tmp_path) / "figures" / "00000.parquet")
+    index.write_bytes(index.read_bytes()[:-16])
+    assert index.read_bytes()[-6:] == b"ARROW1" and len(StoreTable(tmp_path / "figures", FIGURE_PARTS)) == 10
+
+
+def test_a_damaged_index_is_made_anew_from_its_shard_byte_for_byte(tmp_path: Path) -> None:
+    shard = make_store(tmp_path) / "figures" / "00000.parquet"
+    index, whole = index_path(shard), index_path(shard).read_bytes()
+    index.write_bytes(whole[:100] + b"\0" + whole[101:])
+    info = mended_shard_info(shard)
+    assert info is not None and info.facts["rows"] == 4 and index.read_bytes() == whole
+
+
+@pytest.mark.parametrize("where", ["tensor", "caption"])
+def test_an_index_is_not_made_from_a_damaged_shard(where: str, tmp_path: Path) -> None:
+    shard = make_store(tmp_path) / "figures" / "00000.parquet"
+    index, data = index_path(shard), bytearray(shard.read_bytes())
+    at = int(StoreTable(tmp_path / "figures", FIGURE_PARTS).numbers("offset")[1]) if where == "tensor" else data.index(b"caption 2")
+    data[at + 4] ^= 1
+    shard.write_bytes(data)
+    index.write_bytes(index.read_bytes()[:-20])
+    assert mended_shard_info(shard) is None
+
+
+# -- numbers that are not finite -----------------------------------------------------------------------
+def with_numbers(folder: Path, value: float) -> Path:
+    """A store as versions before 0.5.0 wrote it, with one such number in a row's latents."""
+    make_store(folder)
+    bad = figure_row(2, "caption 2")
+    bad.tensor[0, 1, 2] = value
+    rows = [bad if number == 2 else figure_row(number, f"caption {number % 3}") for number in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("OpenSciDraw.shards.math.isfinite", lambda number: True)
+        write_shard(folder / "figures" / "00000.parquet", FIGURE_SCHEMA, rows, CONTRACT, {})
+    return folder
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_found_by_reading_and_by_verify(value: float, tmp_path: Path) -> None:
+    dataset = ArXiVParquetDatasetV2(base_dir=str(with_numbers(tmp_path, value)))
+    bad = dataset.read(2)
+    assert isinstance(bad, BadRow) and bad.id == "paper2/fig.png" and "not finite: 1 of 192" in bad.reason
+    assert not isinstance(dataset.read(1), BadRow)
+    with pytest.raises(ValueError, match="row 2: numbers that are not finite: 1 of 192"):
+        StoreTable(tmp_path / "figures", FIGURE_PARTS).verify_shard(0)
+
+
+def test_a_shard_is_not_written_with_them(tmp_path: Path) -> None:
+    bad = figure_row(0, "caption 0")
+    bad.tensor[0, 1, 2] = float("nan")
+    with pytest.raises(ValueError, match="the figure 'paper0/fig.png' has numbers that are not finite: 1 of 192"):
+        write_shard(tmp_path / "00000.parquet", FIGURE_SCHEMA, [bad], CONTRACT, {})

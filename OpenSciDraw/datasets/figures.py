@@ -21,6 +21,7 @@ from PIL import Image
 
 from OpenSciDraw.datasets.decode import MAX_ASPECT_RATIO, MAX_IMAGE_PIXELS, MIN_SIDE, RejectedFigure, decode_picture
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.files import unfinished
 
 if TYPE_CHECKING:
     from OpenSciDraw.datasets.drawn import DrawnFigure
@@ -210,10 +211,8 @@ def write_rejected(path: str | Path, rejections: Iterable[Rejection]) -> None:
     """Write {id, source, reason} as JSON lines. The file is there whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with unfinished(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for rejection in rejections:
             file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)

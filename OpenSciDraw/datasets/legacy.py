@@ -201,6 +201,8 @@ class LegacyRows:
     def _check(name: str, array: np.ndarray, declared: list[int] | None) -> None:
         if array.dtype.kind != "f":
             raise ValueError(f"{name} are {array.dtype}, not floating-point numbers")
+        if wrong := array.size - int(np.isfinite(array).sum()):
+            raise ValueError(f"{name} with numbers that are not finite: {wrong} of {array.size}")
         if declared is not None and array.shape != tuple(declared):
             raise ValueError(f"{name} are {array.shape}, the row says {tuple(declared)}")
 

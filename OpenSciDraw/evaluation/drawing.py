@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.export import Trained
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import FigureModel, build_model, fingerprint
+from OpenSciDraw.utils.files import unfinished, unfinished_mark
 from OpenSciDraw.utils.trainable import attach_lora, load_pretrained, lora_file
 from OpenSciDraw.validation_funcs.sample_prompts import guidance_of
 
@@ -95,16 +95,16 @@ def draw(
 
 def save_picture(picture: Any, path: Path) -> None:
     """As PNG; the file is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    picture.save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    with unfinished(path) as part:
+        picture.save(part, format="PNG")
 
 
 class TextRows:
     """Embeddings of texts, on disk: 10,000 prompts of a large model's encoder are hundreds of gigabytes."""
 
     def __init__(self, folder: Path):
-        self._folder = tempfile.TemporaryDirectory(prefix=".text-", dir=folder)
+        mark, end = unfinished_mark().rsplit(".", 1)
+        self._folder = tempfile.TemporaryDirectory(prefix=f".text{mark}.", suffix=f".{end}", dir=folder)
         self._files: dict[str, Path] = {}
 
     def encode(self, model: FigureModel, texts: Iterable[str]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -32,6 +31,7 @@ from PIL import Image
 
 from OpenSciDraw.config import PACKAGED_FEATURES
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.files import unfinished
 
 Array = NDArray[np.float64]
 _BATCH = 16  # pictures
@@ -250,7 +250,5 @@ def _kept(path: Path) -> NDArray[np.float32] | None:
 
 def _keep(path: Path, vector: NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
+    with unfinished(path) as part, part.open("wb") as file:
         np.save(file, vector)
-    os.replace(unfinished, path)

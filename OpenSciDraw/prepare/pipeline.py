@@ -50,7 +50,8 @@ from OpenSciDraw.prepare.isolation import end_all
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection, select
 from OpenSciDraw.prepare.settings import Limits, PrepareSettings
 from OpenSciDraw.prepare.tikz import find_tex_engine
-from OpenSciDraw.utils.files import locked, sync_to_disk
+from OpenSciDraw.utils.files import sync_to_disk
+from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
 _EXTRACTING = ("dpi", "max_side", "ocr", "limits")  # settings that decide what is in extracted/
@@ -117,8 +118,7 @@ def prepare(sources: Sequence[str | Path], out: Path, settings: PrepareSettings,
     _LOG.info("%d papers in %s", len(papers), ", ".join(map(str, sources)))
     jobs = plan(papers, out, settings)
     _refuse_strangers(out, jobs)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock"):  # two of this command would clear away each other's unpacked papers
+    with sole_user(out, "prepare"):  # two of this command would clear away each other's unpacked papers
         _extract(jobs, settings, out / ".work", engine)
         facts = [found for job in jobs if (found := read_facts(job.path)) is not None]
         rows = pa.concat_tables([pq.read_table(job.path, columns=list(SMALL)) for job in jobs]).combine_chunks()

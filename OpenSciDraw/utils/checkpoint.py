@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import disk_is_full, naming_full_disk, sha256_of, sync_to_disk
+from OpenSciDraw.utils.files import disk_is_full, let_read, naming_full_disk, sha256_of, sync_to_disk
 from OpenSciDraw.utils.sharding import gathered
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -77,6 +77,7 @@ class TensorWriter:
     def _flush(self) -> None:
         path = self.folder / f"{self.stem}-{len(self._files) + 1:05d}.part"
         save_file(self._pending, path, {"format": "pt"})
+        let_read(path)
         self._files.append((path, list(self._pending)))
         self._total += self._bytes
         self._pending, self._bytes = {}, 0
@@ -209,7 +210,8 @@ class CheckpointWriter:
     def __enter__(self) -> Path:
         if not self.write:
             return self.building
-        shutil.rmtree(self.building, ignore_errors=True)
+        for left in self.building.parent.glob(".checkpoint-*.tmp"):  # of this step or another, by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self.building.mkdir(parents=True)
         return self.building
 

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.errors import UserError
+
+_UNFINISHED = re.compile(r"\..*\.(\d+)-\d+(\..*)?\.unfinished", re.DOTALL)
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # it can be read by setting it alone: here, before there are threads
 
 
 def sync_to_disk(path: Path) -> None:
@@ -45,14 +51,48 @@ def locked(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
+def unfinished_mark() -> str:
+    """Ends the names of what this thread is making and a killed process would leave behind: `clear_unfinished`."""
+    return f".{os.getpid()}-{threading.get_ident()}.unfinished"
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Where to write a file or a folder that becomes `path`, in place of an earlier one, when the block ends well.
+
+    What it writes may be read by whom the umask allows; safetensors' own files only by their owner.
+    """
+    place = path.with_name(f".{path.name}{unfinished_mark()}")
+    place.mkdir(parents=True)
+    try:
+        yield place / path.name
+        for file in (place, *place.rglob("*")):
+            if file.is_file():
+                let_read(file)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(place / path.name, path)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def let_read(file: Path) -> None:
+    """Give a file the rights that a new one has."""
+    file.chmod(0o666 & ~_UMASK)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed have left in `folder`; for its one user, who is making nothing there yet."""
+    for path in folder.glob(".*.unfinished"):
+        process = _UNFINISHED.fullmatch(path.name)
+        if process is not None and (int(process[1]) == os.getpid() or not Path("/proc", process[1]).exists()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """The file is there whole or not at all, and nothing else is left."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with unfinished(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

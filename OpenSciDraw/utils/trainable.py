@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.utils import checkpoint
 from OpenSciDraw.utils.adapters import ADAPTER, AdaptedLinear
 from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
+from OpenSciDraw.utils.files import unfinished
 from OpenSciDraw.utils.sharding import copy_into, gathered
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
@@ -147,20 +147,18 @@ def save_weights(
     if config.use_lora:
         layers = {_file_name(name): gathered(tensor).detach().cpu().contiguous() for name, tensor in values.items()}
         if write:
-            model.pipeline_class.save_lora_weights(
-                folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=lora_metadata(transformer)
-            )
+            with unfinished(folder / LORA_FILE) as part:
+                model.pipeline_class.save_lora_weights(
+                    part.parent, transformer_lora_layers=layers, transformer_lora_adapter_metadata=lora_metadata(transformer)
+                )
         return
-    final, building = folder / FULL_FOLDER, folder / f".{FULL_FOLDER}.tmp"
-    if write:
-        shutil.rmtree(building, ignore_errors=True)
-    with TensorWriter(building, FULL_STEM, write) as files:
-        for name, tensor in values.items():
-            files.add(name, tensor, dtype)
-    if write:
-        model.save_config(transformer, building)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(building, final)
+    final = folder / FULL_FOLDER
+    with unfinished(final) if write else nullcontext(final) as building:
+        with TensorWriter(building, FULL_STEM, write) as files:
+            for name, tensor in values.items():
+                files.add(name, tensor, dtype)
+        if write:
+            model.save_config(transformer, building)
 
 
 def load_weights(values: Mapping[str, Tensor], folder: Path, config: Config) -> None:
