@@ -134,12 +134,16 @@ class EncodeConfig(_Section):
     )
     num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)
     min_quality: Literal["low", "medium", "high"] | None = key(
-        None, "Encode", "Figures of `scienceflow prepare`: leave out those of a lower tier; None = all."
+        None, "Encode", "Rows of a lower tier (column quality or quality_tier) are left out; None = all."
+    )
+    where: dict[str, Any] = key(
+        {}, "Encode", "Only rows of lists and tables with these values: dict(split='gen_768', is_tikz=False); a list: any of it."
     )
     max_figures: int | None = key(None, "Encode", "Encode only the first ones; None = all.", "figures", ge=1)
     max_image_pixels: int = key(100_000_000, "Encode", "Larger figures are rejected before decoding.", "px", ge=1)
     max_aspect_ratio: float = key(16.0, "Encode", "Longer figures (long side / short side) are rejected.", "ratio", ge=1)
     min_side: int = key(32, "Encode", "Figures with a shorter side are rejected.", "px", ge=1)
+    max_upscale: float = key(4.0, "Encode", "Figures that their bucket would enlarge more are rejected.", "factor", ge=1)
 
 
 class EvaluateConfig(_Section):

@@ -16,12 +16,14 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -29,7 +31,16 @@ from tqdm import tqdm
 from OpenSciDraw.config import Config, EncodeConfig
 from OpenSciDraw.config_checks import FIGURE_DATASET
 from OpenSciDraw.datasets.buckets import Bucket, best_bucket, buckets, fit
-from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, Rejection, list_figures, load_figure, write_rejected
+from OpenSciDraw.datasets.figures import (
+    DrawnRef,
+    FigureRef,
+    RejectedFigure,
+    Rejection,
+    content_of,
+    list_figures,
+    load_figure,
+    write_rejected,
+)
 from OpenSciDraw.encode_batches import BatchSizes, by_length
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
@@ -43,6 +54,7 @@ from OpenSciDraw.store import (
     TEXT_SCHEMA,
     Contract,
     Row,
+    content_of_rows,
     index_path,
     mended_shard_info,
     name_row,
@@ -59,6 +71,8 @@ from OpenSciDraw.utils.text_codec import encoded_bytes
 
 _LOG = logging.getLogger("OpenSciDraw")
 _WAITING_BYTES = 500_000_000  # of captions' embeddings between the device and the file
+_READERS = 8
+_WHILE_ENCODED_NS = 3600 * 10**9  # a picture may have been replaced while its shard was being encoded
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 _ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
 EncodedCaption = tuple[str, HostCopies, int]  # and its place among the copies
@@ -89,6 +103,7 @@ class Work:
     path: Path
     items: Sequence[Any]
     digest: str
+    earlier: str = ""  # the digest of an earlier version, which is taken as well
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ class Prepared:
     placement: tuple[int, int, int, int]
     aspect_ratio: float
     pixels: Tensor
+    content: bytes | None
 
 
 def store_folder(config: Config) -> Path:
@@ -151,13 +167,19 @@ def main(config: Config, engine: str = "local") -> int:
 
 def _encode(config: Config, source: str, target: Target, place: Place, engine: str) -> None:
     encode, folder = config.encode, target.folder
-    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality)
+    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
+                                  encode.where)  # fmt: skip
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
     limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
-    figure_work = _plan(
-        folder / "figures", refs, encode.samples_per_shard, lambda ref: [ref.id, ref.caption, ref.size_bytes, *limits]
-    )
+
+    def as_before_0_5(ref: FigureRef) -> list[Any]:
+        return [ref.id, ref.caption, ref.size_bytes, *limits]
+
+    def identity(ref: FigureRef) -> list[Any]:
+        return [*as_before_0_5(ref), encode.max_upscale, *(ref.bucket or ())]
+
+    figure_work = _plan(folder / "figures", refs, encode.samples_per_shard, identity, as_before_0_5)
     text_work = _plan(folder / "text", captions, encode.samples_per_shard, lambda caption: caption)
     _refuse_strangers(target.shards("figures"), figure_work)
     if captions:
@@ -165,7 +187,7 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
 
     model = build_model(config, place.device())
     model.check_pipeline()  # before hours of work for a model that training refuses
-    model.download(["vae", "text_encoder"] if captions else ["vae"])  # their fingerprints belong to the contract
+    model.download(["vae", "text_encoder", "tokenizer"] if captions else ["vae"])  # their fingerprints belong to the contract
     model.load_vae()
     _require_sides(model, encode.resolution)
     model.vae_precision = _vae_precision(model, encode, refs, target)
@@ -175,6 +197,8 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     text_contract = replace(contract, latents={})
     missing_text = _missing(text_work, text_contract, TEXT_PARTS, target)
     missing_figures = _missing(figure_work, figures_contract, FIGURE_PARTS, target)
+    missing_figures += _replaced([work for work in figure_work if work not in missing_figures], place)
+    missing_figures.sort(key=lambda work: work.number)
     _announce(model, encode, target, missing_text, missing_figures)
 
     if engine == "ray":
@@ -267,13 +291,17 @@ def _require_sides(model: FigureModel, resolution: int) -> None:
         )
 
 
-def _plan(folder: Path, items: Sequence[Any], size: int, identity: Any) -> list[Work]:
+def _plan(folder: Path, items: Sequence[Any], size: int, identity: Any, earlier: Any = None) -> list[Work]:
     works = []
     for number, start in enumerate(range(0, len(items), size)):
         part = items[start : start + size]
-        digest = hashlib.sha256(json.dumps([identity(item) for item in part]).encode()).hexdigest()[:16]
-        works.append(Work(number, folder / f"{number:05d}.parquet", part, digest))
+        digests = [_digest([of(item) for item in part]) for of in (identity, earlier) if of is not None]
+        works.append(Work(number, folder / f"{number:05d}.parquet", part, *digests))
     return works
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _refuse_strangers(shards: list[Path], plan: list[Work]) -> None:
@@ -295,11 +323,37 @@ def _missing(plan: list[Work], contract: Contract, parts: Sequence[str], target:
         info = mended_shard_info(work.path) if target.has(work.path) else None
         if info is not None:
             contract.require(info.contract, parts, work.path)
-            if info.facts["work"] == work.digest:
+            if info.facts["work"] in (work.digest, work.earlier):
                 continue
             _LOG.info("%s: its figures, captions or their limits have changed: encoded again", work.path)
         missing.append(work)
     return missing
+
+
+def _replaced(works: Sequence[Work], place: Place) -> list[Work]:
+    """Of this process's finished shards those with a picture that is another one now, though its size in bytes is not.
+
+    As `make` does, only files that changed after their shard was written are looked at, and then by content: a copy of the
+    figures on another disk is not encoded again.
+    """
+    found = []
+    newer = {work.number: refs for work in _share(list(works), place) if (refs := _newer_than_shard(work))}
+    if newer:
+        _LOG.info("%d figures are newer than their shards: comparing their content", sum(map(len, newer.values())))
+    for work in works:
+        refs = newer.get(work.number, [])
+        known = content_of_rows(work.path) if refs else {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            others = [ref.id for ref, now in zip(refs, pool.map(content_of, refs), strict=True) if known.get(ref.id, now) != now]
+        if others:
+            _LOG.info("%s: %d of its figures are other pictures now (first: %s): encoded again", work.path, len(others), others[0])
+            found.append(work)
+    return found
+
+
+def _newer_than_shard(work: Work) -> list[FigureRef]:
+    since = index_path(work.path).stat().st_mtime_ns - _WHILE_ENCODED_NS
+    return [ref for ref in work.items if ref.changed_ns > since]
 
 
 def _share(works: list[Work], place: Place) -> list[Work]:
@@ -378,18 +432,26 @@ class Decoder:
         try:
             return prepare(ref, self.encode)
         except RejectedFigure as error:
-            return Rejection(ref.id, ref.source, str(error))
+            content = content_of(ref)
+            return Rejection(ref.id, ref.source, str(error), None if content is None else content.hex())
 
 
 def prepare(ref: FigureRef, encode: EncodeConfig) -> Prepared:
     """Decode a figure and fit it into its bucket. Raises RejectedFigure."""
-    image = load_figure(
-        ref, max_image_pixels=encode.max_image_pixels, min_side=encode.min_side, max_aspect_ratio=encode.max_aspect_ratio
-    )
-    bucket = best_bucket(image.width, image.height, encode.resolution)
+    given = ref if isinstance(ref, DrawnRef) else ref.read()
+    image = load_figure(given, encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio)
+    named = Bucket(ref.bucket[1], ref.bucket[0]) if ref.bucket is not None else None
+    bucket = named if named in buckets(encode.resolution) else best_bucket(image.width, image.height, encode.resolution)
+    scale = min(bucket.width / image.width, bucket.height / image.height)
+    if scale > encode.max_upscale:
+        raise RejectedFigure(
+            f"too coarse: {image.width} x {image.height} px would be enlarged {scale:.3g} times, over max_upscale = "
+            f"{encode.max_upscale:g}"
+        )
     fitted, placement = fit(image, bucket)
     pixels = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).contiguous()
-    return Prepared(ref, bucket, placement, image.height / image.width, pixels)
+    content = xxhash.xxh3_128_digest(given) if isinstance(given, bytes) else None
+    return Prepared(ref, bucket, placement, image.height / image.width, pixels, content)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:
@@ -476,6 +538,7 @@ def _figure_row(item: Prepared, latents: Tensor) -> Row:
         "bucket_h": item.bucket.height,
         "aspect_ratio": item.aspect_ratio,
         "placement": list(item.placement),
+        "content": item.content,
     }
     return Row(columns, latents)
 

@@ -171,7 +171,7 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
     examples = []
     if settings.figures is not None and settings.metrics != ["held_out"]:
         encode = config.encode if config is not None else None
-        columns = (encode.image_column, encode.caption_column) if encode is not None else (None, None)
+        columns = (encode.image_column, encode.caption_column, encode.where) if encode is not None else ()
         examples = load_examples(settings.figures, settings.limit, encode.resolution if encode else None, *columns)
     trained = None
     if target.kind == "run":

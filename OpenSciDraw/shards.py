@@ -30,6 +30,7 @@ from torch import Tensor
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils import text_codec
+from OpenSciDraw.utils.arrow import validated
 from OpenSciDraw.utils.files import sha256_of, sync_to_disk
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -58,6 +59,7 @@ FIGURE_SCHEMA = pa.schema(
         pa.field("bucket_h", pa.int32(), nullable=False),
         pa.field("aspect_ratio", pa.float32(), nullable=False),  # height / width of the source picture
         pa.field("placement", pa.list_(pa.int32()), nullable=False),  # x0, y0, x1, y1 of the picture in its bucket
+        pa.field("content", pa.binary(KEY_BYTES)),  # xxh3 of the picture's file; null for drawn ones, and before 0.5.0
         *_TENSOR_FIELDS,
     ]
 )
@@ -78,7 +80,7 @@ class Contract:
     schema: int = SCHEMA_VERSION
 
     def differences(self, other: Contract, parts: Iterable[str]) -> list[str]:
-        """Fields that differ, as text; a fingerprint or precision counts only where both sides know it."""
+        """Fields that differ, as text; fingerprints and precision count only where both sides know them."""
         found = [] if self.family == other.family else [f"family: {self.family!r} here, {other.family!r} there"]
         if not {self.schema, other.schema} <= set(_READABLE_SCHEMAS):
             found.append(f"schema: {self.schema} here, {other.schema} there (this program reads {_READABLE_SCHEMAS})")
@@ -86,7 +88,7 @@ class Contract:
             mine, theirs = getattr(self, part), getattr(other, part)
             for key in sorted(mine.keys() | theirs.keys()):
                 a, b = (side.get(key, _IF_ABSENT.get(key)) for side in (mine, theirs))
-                is_open = (key == "fingerprint" and None in (a, b)) or (key == "vae_precision" and "auto" in (a, b))
+                is_open = (key in ("fingerprint", "tokenizer") and None in (a, b)) or (key == "vae_precision" and "auto" in (a, b))
                 if a != b and not is_open:
                     found.append(f"{part}.{key}: {a!r} here, {b!r} there")
         return found
@@ -299,6 +301,16 @@ class ShardInfo:
     facts: dict[str, Any]
 
 
+def content_of_rows(shard: Path) -> dict[str, bytes]:
+    """Hashes of the files of a shard's figures by their ids, and of those that were rejected; not of those without one."""
+    info = read_shard_info(shard)
+    index = open_index(index_path(shard))[0].read_all()
+    columns = [index.column(name).to_pylist() for name in ("id", "content") if name in index.column_names]
+    found = dict(zip(*columns, strict=True)) if len(columns) == 2 else {}
+    found |= {r["id"]: bytes.fromhex(r["content"]) for r in (info.facts["rejected"] if info else ()) if r.get("content")}
+    return {identity: content for identity, content in found.items() if content is not None}
+
+
 class DamagedIndex(UserError):
     """The index of a shard is not the one that was written."""
 
@@ -307,8 +319,14 @@ def open_index(path: Path) -> tuple[pa.ipc.RecordBatchFileReader, pa.Buffer]:
     """The index of a shard, mapped into memory, and the map itself. Raises DamagedIndex, before anything of it is believed."""
     try:
         mapped = pa.memory_map(str(path)).read_buffer()
-        return pa.ipc.open_file(_unsealed(mapped)), mapped
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        content = _unsealed(mapped)
+        reader = pa.ipc.open_file(content)
+        if content is mapped:  # nothing vouches for what it says
+            for at in range(reader.num_record_batches):
+                for column in reader.get_batch(at).columns:
+                    validated(column)
+        return reader, mapped
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedIndex(
             f"{path}: the index of this shard is damaged ({error}). Run the same `scienceflow encode` or `repack` command again: "
             "it is made anew from its shard."

@@ -35,6 +35,7 @@ from OpenSciDraw.shards import (
     Contract,
     Row,
     ShardInfo,
+    content_of_rows,
     from_bytes,
     index_path,
     mended_shard_info,
@@ -53,8 +54,8 @@ from OpenSciDraw.utils.files import sha256_of
 
 __all__ = [
     "EMPTY_PROMPT", "FIGURE_PARTS", "FIGURE_SCHEMA", "TEXT_PARTS", "TEXT_SCHEMA", "Contract", "EncodedStore", "Row", "ShardInfo",
-    "StoreTable", "index_path", "mended_shard_info", "name_row", "not_finite", "read_shard_info", "recorded_precision",
-    "require_space", "text_key", "write_shard",
+    "StoreTable", "content_of_rows", "index_path", "mended_shard_info", "name_row", "not_finite", "read_shard_info",
+    "recorded_precision", "require_space", "text_key", "write_shard",
 ]  # fmt: skip
 
 EMPTY_PROMPT = ""

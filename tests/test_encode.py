@@ -32,6 +32,7 @@ from OpenSciDraw.datasets.buckets import best_bucket, fit
 from OpenSciDraw.datasets.drawn import draw_figure
 from OpenSciDraw.datasets.figures import list_figures, load_figure
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.store import EncodedStore, index_path
 
@@ -189,7 +190,7 @@ def test_a_folder_of_good_and_hostile_figures(mixed_folder: Path, tmp_path: Path
     run_encode(tmp_path, encode={"figures": str(mixed_folder)})  # nothing to do; the rejected are still listed
     assert finished(folder) == before
     assert [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()] == lines
-    run_encode(tmp_path, encode={"figures": str(mixed_folder), "min_side": 16})  # another limit is another question
+    run_encode(tmp_path, encode={"figures": str(mixed_folder), "min_side": 16, "max_upscale": 8})  # other limits
     assert "small.png" not in (folder / "rejected.jsonl").read_text()
     assert "small.png" in EncodedStore(folder, with_text=True).figures.table.column("id").to_pylist()
 
@@ -408,6 +409,53 @@ def test_a_figure_whose_latents_are_not_finite_is_rejected_and_counted(tmp_path:
     assert rejected and {entry["reason"].rsplit(":")[0] for entry in rejected} == {"latents that are not finite"}
     assert rejected[0]["reason"].startswith("latents that are not finite: 3 of ")
     assert len(rejected) + len(EncodedStore(store, with_text=True).figures) == 20
+
+
+def test_a_picture_that_was_replaced_by_one_of_the_same_size_is_encoded_again_and_a_touched_one_is_not(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        draw_figure(seed=1, index=number, size=96).image.save(pictures / f"{number}.bmp")  # all of one size in bytes
+        (pictures / f"{number}.txt").write_text(f"Figure number {number}.")
+    (pictures / "7.bmp").write_bytes(b"BM" + bytes((pictures / "6.bmp").stat().st_size - 2))  # rejected
+    changes = {"figures": str(pictures), "samples_per_shard": 4}
+    store = run_encode(tmp_path, encode=changes)
+    before = finished(store)
+    (pictures / "1.bmp").touch()
+    run_encode(tmp_path, encode=changes)
+    assert finished(store) == before
+    shutil.copy2(pictures / "3.bmp", pictures / "1.bmp")  # with the time of its last writing
+    run_encode(tmp_path, encode=changes)
+    assert [path.name for path in before if finished(store)[path] != before[path]] == ["00000.parquet"]
+    shutil.copy2(pictures / "6.bmp", pictures / "7.bmp")
+    run_encode(tmp_path, encode=changes)
+    assert len(EncodedStore(store, with_text=True).figures) == 8
+    assert contents(run_encode(tmp_path / "fresh", encode=changes)) == contents(store)
+
+
+def test_a_store_of_an_earlier_version_goes_on(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shards know no max_upscale and no hash of a picture."""
+    plan = encode._plan
+
+    def earlier(folder, items, size, identity, before=None):  # type: ignore[no-untyped-def]
+        return plan(folder, items, size, before or identity)
+
+    shutil.rmtree(copy / "figures")
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "_plan", earlier)
+        run_encode(tmp_path)
+    before = finished(copy)
+    run_encode(tmp_path)
+    assert finished(copy) == before
+
+
+def test_a_text_stage_that_goes_on_compares_its_tokenizer(copy: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(embedded_folder("flux2_klein_tiny_random"), tmp_path / "model"))
+    (copy / "text" / "00001.index.arrow").unlink()
+    settings = model / "tokenizer" / "chat_template.jinja"
+    settings.write_text(settings.read_text() + "{# another #}")
+    with pytest.raises(UserError, match="text.tokenizer: '[0-9a-f]{16}' here, '[0-9a-f]{16}' there"):
+        run_encode(tmp_path, pretrained_model_name_or_path=str(model))
 
 
 def test_a_store_made_in_another_way_is_refused_and_the_field_named(copy: Path, tmp_path: Path) -> None:

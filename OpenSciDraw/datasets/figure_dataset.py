@@ -29,7 +29,8 @@ class FigureRows:
     def __init__(self, encode: EncodeConfig):
         self.encode = encode
         refs, rejected = list_figures(
-            str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality
+            str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
+            encode.where,
         )
         with ThreadPoolExecutor(8) as pool:  # sizes decide the buckets, so every figure is opened once
             opened = list(tqdm(pool.map(self._bucket, refs), total=len(refs), desc="sizes", unit="figure"))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,16 @@ import pyarrow as pa
 from OpenSciDraw.datasets.decode import RejectedFigure
 from OpenSciDraw.datasets.figure_rows import ARROW_ERRORS, columns_of, resolve, schema_of
 from OpenSciDraw.datasets.figures import FigureRef, FileRef, Rejection, RowRef
+from OpenSciDraw.datasets.row_filter import EDITED, SOURCE, RowFilter
 from OpenSciDraw.errors import UserError
 
-IMAGE_COLUMNS = ("image", "file_name", "path", "image_path")
+_LOG = logging.getLogger("OpenSciDraw")
+IMAGE_COLUMNS = ("image", "file_name", "path", "image_path", "target_image_path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 ID_COLUMN = b"id_column"  # in a table's metadata: the column with ids of its own, as `scienceflow prepare` writes it
 LIST_NAMES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
-QUALITIES = ("low", "medium", "high")  # tiers of `scienceflow prepare`, in its tables' column `quality`
+CAPTION_FILES = (".txt", ".caption", ".json")  # beside a picture; the first that is there counts
+_BUCKET = ("bucket_w", "bucket_h")
 _PICTURES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp".split())
 _VECTOR = frozenset(".pdf .svg .svgz .eps .ps .emf .wmf".split())
 _OTHER = frozenset(".avif .heic .heif .jp2 .jxl .ppm .pgm .pbm .pnm .tga .psd .ico".split())
@@ -33,10 +39,13 @@ _MAX_CSV_FIELD = 1 << 24  # characters
 class Listing:
     """What was found so far. Ids are unique; `root` is the folder that they are relative to."""
 
-    def __init__(self, root: Path, image_column: str | None, caption_column: str | None, min_quality: str | None = None):
+    def __init__(
+        self, root: Path, image_column: str | None, caption_column: str | None, min_quality: str | None = None,
+        where: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self.root = os.path.abspath(root)
         self.caption_column = caption_column
-        self.qualities = QUALITIES[QUALITIES.index(min_quality) :] if min_quality is not None else QUALITIES
+        self.filter = RowFilter(min_quality, where or {})
         self._columns = {"image": (image_column, IMAGE_COLUMNS), "caption": (caption_column, CAPTION_COLUMNS)}
         self.refs: list[FigureRef] = []
         self.rejections: list[Rejection] = []
@@ -52,6 +61,13 @@ class Listing:
     def reject(self, identity: str, source: Path | str, reason: str) -> None:
         self.rejections.append(Rejection(_printable(identity), _printable(str(source)), reason))
 
+    def leave_out(self, identity: str, source: str, reason: str, folder: Path, *names: object) -> None:
+        """A row that does not count; its pictures, named in `folder`, are none that lie there without a list either."""
+        self.reject(identity, source, reason)
+        for name in names:
+            with suppress(RejectedFigure):
+                self.named.add(str(resolve(folder, name)))
+
     def add(self, ref: FigureRef) -> None:
         first = self._captions.get(ref.id)
         if first is not None and first != ref.caption:
@@ -62,13 +78,13 @@ class Listing:
         self._captions[ref.id] = ref.caption
         self.refs.append(ref)
 
-    def add_file(self, path: Path, caption: object) -> None:
+    def add_file(self, path: Path, caption: object, bucket: tuple[int, int] | None = None) -> None:
         """A picture in a file of its own. `caption`: a text, UTF-8 bytes, a RejectedFigure, or None for none."""
         identity = self.id_of(path)
         self.named.add(str(path))
         try:
-            size = _file_size(path, identity)
-            self.add(FileRef(identity, clean_caption(caption), str(path), size))
+            status = _file_status(path, identity)
+            self.add(FileRef(identity, clean_caption(caption), str(path), status.st_size, changed(status), bucket=bucket))
         except RejectedFigure as error:
             self.reject(identity, path, str(error))
 
@@ -84,16 +100,25 @@ class Listing:
         return UserError(f"{file}: {missing}. It has: {', '.join(found)}. Set encode.{kind}_column to one of these.")
 
 
+def _bucket_of(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) that a published list names; None where it names none."""
+    try:
+        width, height = (int(row[name]) for name in _BUCKET)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return width, height
+
+
 def scan(listing: Listing, path: Path) -> None:
     """List a file or folder. Raises UserError when it cannot be read or is of a kind that is not a source."""
     try:
         if path.is_dir():
             _scan_folder(listing, path)
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             _add_rows(listing, path, jsonl_rows(path))
-        elif path.suffix == ".csv":
+        elif path.suffix.lower() == ".csv":
             _add_rows(listing, path, _csv_rows(path))
-        elif path.suffix in (".parquet", ".arrow"):
+        elif path.suffix.lower() in (".parquet", ".arrow"):
             _add_table(listing, path)
         else:
             raise UserError(f"{path} is not a list of figures. Allowed: a folder, .jsonl, .csv, .parquet or .arrow.")
@@ -106,14 +131,25 @@ def _scan_folder(listing: Listing, folder: Path) -> None:
     """Lists and tables first: pictures that one of them names need no caption beside them."""
     contents = list(_walk(folder))
     for directory, names in contents:
-        for name in _tables(directory, names) + [name for name in LIST_NAMES if name in names]:
+        for name in _tables(directory, names) + [name for name in names if name.lower() in LIST_NAMES]:
             scan(listing, directory / name)
+    shared: dict[Path, list[str]] = defaultdict(list)
     for directory, names in contents:
-        present = set(names)
+        captions = {(Path(name).stem, Path(name).suffix.lower()): name for name in names}
         for name in names:
             path = Path(os.path.abspath(directory / name))
-            if path.suffix.lower() in _PICTURES | _VECTOR | _OTHER and str(path) not in listing.named:
-                listing.add_file(path, _sidecar(path, present, listing.caption_column))
+            kind = path.suffix.lower()
+            if kind in _PICTURES | _VECTOR | _OTHER and str(path) not in listing.named:
+                listing.filter.require_none(directory)
+                beside = next((captions[key] for end in CAPTION_FILES if (key := (path.stem, end)) in captions), None)
+                listing.add_file(path, _sidecar(path, beside, listing.caption_column))
+                if beside is not None and kind in _PICTURES:
+                    shared[directory / beside].append(name)
+    several = [(caption, pictures) for caption, pictures in shared.items() if len(pictures) > 1]
+    if several:
+        caption, pictures = several[0]
+        _LOG.warning("%d caption(s) lie beside several pictures of their name, and count for each of them; the first: %s beside %s",
+                     len(several), caption, ", ".join(pictures))  # fmt: skip
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -135,24 +171,24 @@ def _raise(error: OSError) -> None:
 
 def _tables(directory: Path, names: list[str]) -> list[str]:
     """Parquet and Arrow files; where `datasets` left a state.json it says which Arrow files count."""
-    parquet = [name for name in names if name.endswith(".parquet")]
+    parquet = [name for name in names if name.lower().endswith(".parquet")]
     if "state.json" in names and "dataset_info.json" in names:
         try:
             saved = json.loads((directory / "state.json").read_bytes())
             return parquet + sorted(str(entry["filename"]) for entry in saved["_data_files"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{directory / 'state.json'} is not what `datasets` saves: {error!r}.") from error
-    return parquet + [name for name in names if name.endswith(".arrow") and not name.startswith("cache-")]
+    return parquet + [name for name in names if name.lower().endswith(".arrow") and not name.startswith("cache-")]
 
 
-def _sidecar(path: Path, present: set[str], key: str | None) -> object:
-    """The caption beside a picture: x.txt, else x.json. A RejectedFigure when it cannot be read."""
-    text, record = path.with_suffix(".txt"), path.with_suffix(".json")
+def _sidecar(path: Path, beside: str | None, key: str | None) -> object:
+    """The caption in the file `beside` a picture. A RejectedFigure when it cannot be read."""
+    if beside is None:
+        return RejectedFigure(f"no caption: expected {path.stem}.txt, .caption or .json beside it")
+    record = path.with_name(beside)
     try:
-        if text.name in present:
-            return text.read_bytes()
-        if record.name not in present:
-            return RejectedFigure(f"no caption: expected {text.name} or {record.name} beside it")
+        if record.suffix.lower() != ".json":
+            return record.read_bytes()
         values = json.loads(record.read_bytes())
     except OSError as error:
         return RejectedFigure(f"caption unreadable: {error}")
@@ -178,15 +214,20 @@ def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, 
         keys.update(dict.fromkeys(row))
         for kind in columns:
             columns[kind] = columns[kind] or listing.column(kind, row)
+        if (reason := listing.filter.reason(row)) is not None:
+            listing.leave_out(where, f"{file}#{number}", reason, file.parent, row.get(columns["image"] or ""), row.get(SOURCE))
+            continue
         try:
             path = resolve(file.parent, row.get(columns["image"] or ""))
         except RejectedFigure as error:
             listing.reject(where, f"{file}#{number}", str(error))
             continue
-        listing.add_file(path, row.get(columns["caption"] or ""))
+        listing.add_file(path, row.get(columns["caption"] or ""), _bucket_of(row) if columns["image"] == EDITED else None)
     for kind, column in columns.items():
         if keys and column is None:
             raise listing.no_column(kind, keys, file)
+    if keys:
+        listing.filter.columns(keys, file, columns["image"])
 
 
 def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
@@ -221,25 +262,27 @@ def _add_table(listing: Listing, file: Path) -> None:
     """Rows of a Parquet or Arrow file; of its pictures only paths are read here."""
     identity = listing.id_of(file)
     try:
-        size, schema = file.stat().st_size, schema_of(file)
+        status, schema = file.stat(), schema_of(file)
     except ARROW_ERRORS as error:
         return listing.reject(identity, file, f"unreadable: {error}")
     image, caption = listing.column("image", schema.names), listing.column("caption", schema.names)
     if image is None or caption is None:
         raise listing.no_column("image" if image is None else "caption", schema.names, file)
     by_path = _is_path(schema.field(image).type, file, image)
-    prepared = [name.decode(), "quality"] if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None else []
+    own_id = name.decode() if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None and not by_path else None
+    needed = [caption, *([image] if by_path else []), *([own_id] if own_id else [])]
+    names = list(dict.fromkeys([*needed, *listing.filter.columns(schema.names, file, image)]))
     try:
-        for row, values in enumerate(columns_of(file, [caption, *([image] if by_path else prepared)])):
-            where, place = f"{identity}#{row:08d}", f"{file}#{row}"
-            if by_path:
-                _add_path_row(listing, file, where, place, *values)
+        for number, values in enumerate(columns_of(file, names)):
+            row = dict(zip(names, values, strict=True))
+            where, place = row[own_id].decode() if own_id else f"{identity}#{number:08d}", f"{file}#{number}"
+            if (reason := listing.filter.reason(row)) is not None:
+                listing.leave_out(where, place, reason, file.parent, row[image] if by_path else None, row.get(SOURCE))
+            elif by_path:
+                _add_path_row(listing, file, where, place, row[caption], row[image], _bucket_of(row))
             else:
-                where, quality = (value.decode() for value in values[1:]) if prepared else (where, None)
-                if quality in listing.qualities or quality is None:
-                    _add_byte_row(listing, RowRef(where, "", place, size, str(file), image, row), values[0])
-                else:
-                    listing.reject(where, place, f"quality: {quality}, under encode.min_quality")
+                ref = RowRef(where, "", place, status.st_size, changed(status), str(file), image, number)
+                _add_byte_row(listing, ref, row[caption])
     except ARROW_ERRORS as error:
         listing.reject(identity, file, f"unreadable: {error}")
 
@@ -256,12 +299,14 @@ def _is_path(kind: pa.DataType, file: Path, column: str) -> bool:
     )
 
 
-def _add_path_row(listing: Listing, file: Path, where: str, place: str, caption: object, name: object) -> None:
+def _add_path_row(
+    listing: Listing, file: Path, where: str, place: str, caption: object, name: object, bucket: tuple[int, int] | None
+) -> None:
     try:
-        path = resolve(file.parent, os.fsdecode(name) if isinstance(name, bytes) else name)
+        path = resolve(file.parent, name)
     except RejectedFigure as error:
         return listing.reject(where, place, str(error))
-    listing.add_file(path, caption)
+    listing.add_file(path, caption, bucket)
 
 
 def _add_byte_row(listing: Listing, ref: RowRef, caption: object) -> None:
@@ -273,7 +318,7 @@ def _add_byte_row(listing: Listing, ref: RowRef, caption: object) -> None:
 
 # -- one figure ----------------------------------------------------------------------------------
 def clean_caption(raw: object) -> str:
-    """A caption, as a text or UTF-8 bytes, without blanks around it.
+    """A caption, as a text or UTF-8 bytes, without blanks around it; lines end as on Unix, whatever wrote the file.
 
     Raises RejectedFigure: `raw` itself when it is one, and when there is no text or it is not Unicode.
     """
@@ -286,13 +331,18 @@ def clean_caption(raw: object) -> str:
         caption.encode()
     except UnicodeError as error:
         raise RejectedFigure(f"caption not UTF-8: {error.reason}") from error  # type: ignore[attr-defined]
-    if not (caption := caption.strip()):
+    if not (caption := caption.replace("\r\n", "\n").replace("\r", "\n").strip()):
         raise RejectedFigure("empty caption")
     return caption
 
 
-def _file_size(path: Path, identity: str) -> int:
-    """Bytes of a picture file. Raises RejectedFigure when it can be no figure, by its name or size."""
+def changed(status: os.stat_result) -> int:
+    """When a file was last written, moved in or given other rights, in ns: the later of both times, for copies keep the one."""
+    return max(status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _file_status(path: Path, identity: str) -> os.stat_result:
+    """Size and times of a picture file. Raises RejectedFigure when it can be no figure, by its name or size."""
     if _printable(identity) != identity:
         raise RejectedFigure("file name not UTF-8: rename it")
     suffix = path.suffix.lower()
@@ -310,7 +360,7 @@ def _file_size(path: Path, identity: str) -> int:
         raise RejectedFigure("not a file")
     if not status.st_size:
         raise RejectedFigure("empty file")
-    return status.st_size
+    return status
 
 
 def _printable(text: str) -> str:

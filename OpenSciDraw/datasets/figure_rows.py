@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from OpenSciDraw.datasets.decode import RejectedFigure
+from OpenSciDraw.utils.arrow import validated
 
 ARROW_ERRORS = (OSError, ValueError, pa.ArrowException)
 _BATCH_ROWS = 16
@@ -79,6 +80,8 @@ class _ArrowColumn:
 
     def __init__(self, file: str, column: str):
         self._values = open_arrow(file).column(column)
+        for chunk in self._values.chunks:
+            validated(chunk)
 
     def cell(self, row: int) -> Any:
         return self._values[row].as_py()
@@ -96,7 +99,7 @@ def open_arrow(file: str | Path) -> pa.Table:
 
 @lru_cache(maxsize=2)  # two: threads meet at the end of a file
 def _open_column(file: str, column: str) -> _ParquetColumn | _ArrowColumn:
-    return _ArrowColumn(file, column) if file.endswith(".arrow") else _ParquetColumn(file, column)
+    return _ArrowColumn(file, column) if file.lower().endswith(".arrow") else _ParquetColumn(file, column)
 
 
 def read_cell(file: str, column: str, row: int) -> bytes:
@@ -117,6 +120,7 @@ def read_cell(file: str, column: str, row: int) -> bytes:
 
 def resolve(folder: Path, name: object) -> Path:
     """The file that a list in `folder` names. Raises RejectedFigure when a relative path leads out of the folder."""
+    name = os.fsdecode(name) if isinstance(name, bytes) else name
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise RejectedFigure(f"no image path: {name!r:.80}")
     base = os.path.abspath(folder)
@@ -128,17 +132,17 @@ def resolve(folder: Path, name: object) -> Path:
 
 def schema_of(file: Path) -> pa.Schema:
     """Column names and types of a Parquet or Arrow file. Raises one of ARROW_ERRORS."""
-    return open_arrow(file).schema if file.suffix == ".arrow" else pq.read_schema(file)
+    return open_arrow(file).schema if file.suffix.lower() == ".arrow" else pq.read_schema(file)
 
 
 def columns_of(file: Path, names: list[str]) -> Iterator[list[Any]]:
     """Rows of the named columns, without the others. Strings come as bytes: a broken one harms its row alone."""
-    if file.suffix == ".arrow":
+    if file.suffix.lower() == ".arrow":
         batches = iter(open_arrow(file).select(names).to_batches())
     else:
         batches = _open_parquet(file).iter_batches(_CAPTION_BATCH_ROWS, columns=names, use_threads=False)
     for batch in batches:
-        columns = [_as_python(batch.column(name)) for name in names]
+        columns = [_as_python(validated(batch.column(name))) for name in names]
         yield from (list(values) for values in zip(*columns, strict=True))
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import xxhash
 from PIL import Image
 
 from OpenSciDraw.datasets.decode import MAX_ASPECT_RATIO, MAX_IMAGE_PIXELS, MIN_SIDE, RejectedFigure, decode_picture
@@ -39,14 +40,16 @@ class FigureRef:
     """A figure that was listed and not yet read.
 
     `source` names for a reader where it is: a file path, 'file#row' or the drawing program's own figure.
-    `size_bytes` is the size of the file that holds it (for a row: of the whole file; 0 for drawn figures), so
-    that a figure that was replaced can be told from the one that was encoded.
+    `size_bytes` and `changed_ns` are those of the file that holds it (for a row: the whole file; 0 for drawn figures), so
+    that a figure that was replaced can be told from the one that was encoded. `bucket` is (width, height) where a list names it.
     """
 
     id: str
     caption: str
     source: str
     size_bytes: int
+    changed_ns: int = field(compare=False)
+    bucket: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def read(self) -> bytes:
         """The picture file's bytes. Raises RejectedFigure when they cannot be read."""
@@ -103,11 +106,12 @@ class DrawnRef(FigureRef):
 
 @dataclass(frozen=True)
 class Rejection:
-    """A figure that is left out. `reason` is 'kind: details'."""
+    """A figure that is left out. `reason` is 'kind: details'; `content` the hash of its file, where it was read."""
 
     id: str
     source: str
     reason: str
+    content: str | None = None
 
 
 def load_figure(
@@ -129,29 +133,39 @@ def load_figure(
     return decode_picture(data, max_image_pixels, min_side, max_aspect_ratio)
 
 
+def content_of(ref: FigureRef) -> bytes | None:
+    """Hash of a figure's file or cell; None where it cannot be read, or is drawn."""
+    try:
+        return None if isinstance(ref, DrawnRef) else xxhash.xxh3_128_digest(ref.read())
+    except RejectedFigure:
+        return None
+
+
 def list_figures(
     source: str | Path,
     image_column: str | None = None,
     caption_column: str | None = None,
     max_figures: int | None = None,
     min_quality: str | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> tuple[list[FigureRef], list[Rejection]]:
     """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
 
     A source is one of
-    - a folder, searched with its subfolders: pictures with a caption in x.txt or x.json (keys caption, text or
-      prompt) beside x.png; lists (metadata.jsonl, metadata.csv, captions.jsonl, captions.csv); *.parquet; *.arrow
+    - a folder, searched with its subfolders: pictures with a caption in x.txt, x.caption or x.json (keys caption, text
+      or prompt) beside x.png; lists (metadata.jsonl, metadata.csv, captions.jsonl, captions.csv); *.parquet; *.arrow
       (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
     - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
       bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
     - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]': figures that the program draws.
 
-    Columns are found by name (image, file_name, path or image_path; caption, text or prompt) unless given.
+    Columns are found by name (image, file_name, path, image_path or target_image_path; caption, text or prompt) unless given.
     A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
-    are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') those
-    of such a tier in the tables of `scienceflow prepare`.
+    are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') rows
+    of such a tier (columns quality, quality_tier), `where` rows with these values ({'split': 'gen_768'}).
 
-    Raises UserError when the source is missing, unknown or without usable figures, or has no such columns.
+    Raises UserError when the source is missing, unknown or without usable figures, has no such columns, or several splits
+    of which none is chosen.
     """
     if str(source).startswith("drawn:"):
         return _list_drawn(str(source), max_figures), []
@@ -160,8 +174,9 @@ def list_figures(
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"There is no figure source {source} (working directory: {Path.cwd()}). {_allowed()}")
-    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality)
+    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality, where)
     scan(listing, path)
+    listing.filter.require_one_split(source)
     if not listing.refs:
         raise UserError(_nothing(source, listing.rejections))
     listing.refs.sort(key=lambda ref: ref.id)
@@ -204,7 +219,7 @@ def _drawn_ref(seed: int, index: int, size: int, style: str) -> DrawnRef:
 
     figure = draw_figure(seed, index, size, style=style)  # a drawn figure's caption is known once it is drawn
     place = f"drawn:seed={seed}:size={size}:style={style}#{index}"
-    return DrawnRef(f"{figure.id}-{size}px", figure.caption, place, 0, seed, index, size, style)
+    return DrawnRef(f"{figure.id}-{size}px", figure.caption, place, 0, 0, seed, index, size, style)
 
 
 def write_rejected(path: str | Path, rejections: Iterable[Rejection]) -> None:
@@ -213,6 +228,7 @@ def write_rejected(path: str | Path, rejections: Iterable[Rejection]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for rejection in rejections:
-            file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
+            said = {"id": rejection.id, "source": rejection.source, "reason": rejection.reason}
+            file.write(json.dumps(said, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

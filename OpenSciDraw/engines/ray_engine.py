@@ -191,7 +191,8 @@ def _extract(item: Item) -> Item:
 class _Encoder:
     """A model on the device that Ray gave to this actor. It is loaded by the first shard, whose error it then is."""
 
-    part = component = ""  # of the contract and of the model
+    part: str  # of the contract
+    components: tuple[str, ...]  # of the model
 
     def __init__(self, config: Config, contract: Contract):
         self.config, self.contract = config, contract
@@ -204,7 +205,7 @@ class _Encoder:
         from OpenSciDraw.shards import recorded_precision
 
         model = build_model(self.config, Place(0, 1, 0).device())
-        model.download([self.component])
+        model.download(self.components)
         model.load_empty_vae()
         model.vae_precision = recorded_precision(self.contract)  # what "auto" was found to mean where the command was started
         differences = self.contract.differences(model.contract(), [self.part])
@@ -227,7 +228,7 @@ class _Encoder:
 
 
 class _CaptionEncoder(_Encoder):
-    part, component = "text", "text_encoder"
+    part, components = "text", ("text_encoder", "tokenizer")
 
     def load(self, model: FigureModel) -> None:
         model.load_text_encoder()
@@ -242,7 +243,7 @@ class _CaptionEncoder(_Encoder):
 
 
 class _FigureEncoder(_Encoder):
-    part, component = "latents", "vae"
+    part, components = "latents", ("vae",)
 
     def load(self, model: FigureModel) -> None:
         model.load_vae()

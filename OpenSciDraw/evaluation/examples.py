@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -60,7 +60,7 @@ class Example:
         if isinstance(self.reference, Image.Image):
             return self.reference.convert("RGB")
         if isinstance(self.reference, Path):
-            return load_figure(FileRef(self.id, self.prompt, str(self.reference), self.reference.stat().st_size))
+            return load_figure(FileRef(self.id, self.prompt, str(self.reference), self.reference.stat().st_size, 0))
         return None if self.reference is None else load_figure(self.reference)
 
 
@@ -87,22 +87,22 @@ def find_picture(folder: Path, identity: str) -> Path:
 
 def load_examples(
     spec: str, limit: int | None = None, resolution: int | None = None, image_column: str | None = None,
-    caption_column: str | None = None,
+    caption_column: str | None = None, where: Mapping[str, Any] | None = None,
 ) -> list[Example]:  # fmt: skip
     """The examples of `spec` (see the module), the first `limit` of them, in an order that depends on the source alone.
 
     Figures in files are drawn at the size of their bucket at `resolution`, or where that is None at their own size.
-    Columns as for `list_figures`.
+    Columns and `where` as for `list_figures`.
 
     Raises:
         UserError: the source is missing or of no known kind, holds nothing usable, or a line of prompts is wrong.
     """
     path = Path(spec).expanduser()
-    if path.suffix == ".jsonl" and path.is_file():
+    if path.suffix.lower() == ".jsonl" and path.is_file():
         rows = list(_json_lines(path))
         if _is_prompts(rows):
             return _unique(path, [_prompt_example(path, number, row, resolution) for number, row in rows[:limit]])
-    refs, rejected = list_figures(spec, image_column, caption_column, limit)
+    refs, rejected = list_figures(spec, image_column, caption_column, limit, where=where)
     if rejected:
         first = rejected[0]
         _LOG.warning("%s: %d figures cannot be used; the first: %s: %s", spec, len(rejected), first.id, first.reason)

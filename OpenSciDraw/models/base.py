@@ -159,6 +159,20 @@ def fingerprint(folder: Path) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def tokenizer_fingerprint(folder: Path) -> str | None:
+    """Short hash of what decides which tokens a text becomes: vocabulary, merges, added tokens, chat template."""
+    names = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+    content = [path.read_bytes() for name in names if (path := folder / name).is_file()]
+    if not content:
+        return None
+    template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():
+        content.append(template.read_bytes())
+    elif settings.is_file():
+        content.append(json.dumps(json.loads(settings.read_bytes()).get("chat_template")).encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in content)).hexdigest()[:16]
+
+
 class FigureModel(ABC):
     """One model family. Components are loaded when asked for and can be freed one by one.
 
@@ -447,6 +461,8 @@ class FigureModel(ABC):
         for part, component in (("latents", "vae"), ("text", "text_encoder")):
             folder = self._component_folder(component)
             parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
+        tokenizer = self._component_folder("tokenizer")
+        parts["text"]["tokenizer"] = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
         source = self.requested_source
         origin = {"source": source.name, "revision": source.revision, "text_computed_in": str(self.weight_dtype)}
         parts["latents"]["stored_dtype"], parts["text"]["stored_dtype"] = "bfloat16", self.text_storage

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from OpenSciDraw.datasets.figure_lists import QUALITIES
+from OpenSciDraw.datasets.row_filter import QUALITIES
 from OpenSciDraw.prepare.duplicates import HASH_BYTES, representatives
 from OpenSciDraw.prepare.settings import PrepareSettings
 
