@@ -6,6 +6,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from OpenSciDraw.registry import DATASETS, METRICS, MODELS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
+from OpenSciDraw.utils.files import carries_credentials
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
@@ -186,6 +187,8 @@ def _data(config: Config) -> list[Problem]:
         found.append((("text", "dataset.type"), "FigureDataset has no stored text. Set text = 'online'."))
     if not online and "base_dir" not in data.model_fields_set:
         found.append((("dataset",), "base_dir is missing: dataset = dict(type=..., base_dir='/path/to/data')."))
+    if data.is_remote and carries_credentials(data.location):  # its value is not printed
+        found.append((("dataset",), "base_dir: the address carries credentials. They belong into the environment: docs/remote.md."))
     if not online and (data.figures or data.resolution):
         message = f"only for {FIGURE_DATASET}; to encode figures beforehand set encode = dict(figures=...)."
         found.append((("dataset.figures" if data.figures else "dataset.resolution", "dataset.type"), message))

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.errors import UserError
+from OpenSciDraw.errors import UserError, hide_secrets
 from OpenSciDraw.row_cache import RowCache
 from OpenSciDraw.shards import index_path, what_is_damaged
 from OpenSciDraw.store_files import IsWhole, Span, require_whole
-from OpenSciDraw.utils.files import locked
+from OpenSciDraw.utils.files import carries_credentials, locked
 
 _LOG = logging.getLogger("OpenSciDraw")
 THREADS = 16  # requests of one process at a time
@@ -35,8 +35,10 @@ _SLOWEST = 1e6  # bytes a second: a request that is slower, and has had its stal
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a failing request is tried: about two minutes. Waits grow twofold, to `longest`, by chance 50 % shorter."""
+    """How long a failing request is tried: `seconds`, and no try is begun after them. Waits grow twofold, to `longest_seconds`,
+    by chance 50 % shorter. A try that gets no answer has `stall_seconds`."""
 
+    seconds: float = 120.0
     tries: int = 10
     first_seconds: float = 0.5
     longest_seconds: float = 30.0
@@ -80,12 +82,11 @@ _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ClientAuthenticationError",
     "CredentialUnavailableError", "DefaultCredentialsError", "RefreshError", "TokenRetrievalError",
 }  # fmt: skip
-_SECRET = re.compile(r"(?i)\b(sig|x-amz-[a-z-]+|awsaccesskeyid|access_token|token|accountkey|sharedaccesssignature)=[^&\s;'\"]+")
 
 
 def _plain(error: BaseException) -> str:
     """An error as text, without credentials that its address may carry."""
-    text = _SECRET.sub(r"\1=…", str(error))
+    text = hide_secrets(str(error))
     return f"{type(error).__name__}: {text[:500]}"
 
 
@@ -108,7 +109,7 @@ class Remote:
         protocol, _, rest = url.partition("://")
         if protocol not in SERVICES:
             raise UserError(f"{protocol}:// is no storage that is known here. Known: {', '.join(f'{p}://' for p in SERVICES)}.")
-        if "?" in rest or re.match(r"[^/@]*:[^/@]*@", rest):
+        if carries_credentials(url):
             raise UserError(
                 f"{protocol}://…: the address carries credentials. They belong into the environment: "
                 f"{SERVICES[protocol].credentials}."
@@ -152,15 +153,17 @@ class Remote:
         errors: tuple[type[BaseException], ...] = (
             OSError, asyncio.TimeoutError, *(_class(error) for error in self.service.errors)
         )  # fmt: skip
+        end = time.monotonic() + self.patience.seconds
         for failed in range(1, self.patience.tries + 1):
             try:
-                return self._once(what, self.patience.stall_seconds + size / _SLOWEST, name, *arguments, **options)
+                longest = min(self.patience.stall_seconds, max(1.0, end - time.monotonic()))
+                return self._once(what, longest + size / _SLOWEST, name, *arguments, **options)
             except errors as error:
                 if isinstance(error, FileNotFoundError) or type(error).__name__ == "ResourceNotFoundError":
                     raise FileNotFoundError(f"{self.url}/{name}: not there") from error
                 if _is_final(error):
                     raise OSError(f"{self.url}: refused: {_plain(error)}") from error
-                if failed == self.patience.tries:
+                if failed == self.patience.tries or time.monotonic() > end:
                     raise ConnectionError(f"{self.url}/{name}: failed {failed} times, at last: {_plain(error)}") from error
                 wait = self.patience.wait(failed)
                 level = logging.INFO if failed < _QUIET_TRIES else logging.WARNING
@@ -226,6 +229,12 @@ def version_of(entry: dict[str, Any]) -> str:
     """Changes when the file does, as far as the storage tells."""
     names = ("ETag", "etag", "blob_id", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created", "size")
     return hashlib.sha256(repr([str(entry.get(name)) for name in names]).encode()).hexdigest()[:12]
+
+
+def modified(entry: dict[str, Any]) -> float:
+    """When a file was written there, in seconds since 1970; 0 where the storage does not tell."""
+    found = next((entry[name] for name in ("LastModified", "last_modified", "mtime", "created") if entry.get(name)), 0.0)
+    return float(found.timestamp()) if hasattr(found, "timestamp") else float(found) if isinstance(found, (int, float)) else 0.0
 
 
 # -- reading -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.remote import PATIENT, THREADS, Patience, Remote, default_cache, version_of
+from OpenSciDraw.remote import PATIENT, THREADS, Patience, Remote, default_cache, modified, version_of
 from OpenSciDraw.shards import index_path, what_is_damaged
 from OpenSciDraw.utils.files import locked
 
@@ -59,6 +59,8 @@ class Staging:
         def fetch(name: str) -> None:
             building = self.folder / f"{name}.tmp"
             building.write_bytes(self.remote.read(name))
+            written = modified(entries[name.partition("/")[2]])
+            os.utime(building, (written, written))  # `encode` compares pictures that changed after it
             os.replace(building, self.folder / name)
 
         try:

@@ -426,6 +426,10 @@ def test_what_is_wrong_with_an_address_is_said(memory, tmp_path: Path, monkeypat
         "ftp://x/y": "ftp:// is no storage.*abfs://.*s3://",
         "abfs://c@account/x?sv=1&sig=abc": "(?s)credentials.*environment.*managed identity",
         "s3://user:word@bucket/x": "credentials.*environment.*AWS_ACCESS_KEY_ID",
+        "s3://bucket/x;AccountKey=word": "credentials.*environment.*AWS_ACCESS_KEY_ID",
+        "abfs://c@account/x;SharedAccessSignature=word": "credentials.*environment.*managed identity",
+        "s3://bucket/x%3BAccountKey=word": "credentials.*environment",
+        "s3://bucket/secret_access_key=word/x": "credentials.*environment",
         "memory://bucket/nothing": "no such folder or container",
     }.items():
         with pytest.raises(UserError, match=message) as error:
@@ -449,6 +453,38 @@ def test_a_missing_bucket_and_missing_credentials_are_said(s3, tmp_path: Path, m
     with pytest.raises(UserError, match="credentials come from AWS_ACCESS_KEY_ID"):
         RemoteFolder(f"{s3[0]}/store", tmp_path, 0, QUICK)
     assert "secret-of-the-test" not in caplog.text
+
+
+@pytest.mark.parametrize("command", ["config", "encode", "train", "plan"])
+def test_credentials_in_an_address_are_refused_and_printed_by_no_command(command: str, tmp_path: Path, capfd) -> None:  # type: ignore[no-untyped-def]
+    from conftest import BASE, write_config
+
+    from OpenSciDraw import cli
+
+    dataset = {"type": "ArXiVParquetDatasetV2", "base_dir": "s3://bucket/x;AccountKey=hush", "wrong_key": 1}
+    for values in (dataset, {k: v for k, v in dataset.items() if k != "wrong_key"}):
+        config = write_config(tmp_path / "c.py", {**BASE, "model_output_dir": str(tmp_path / "run"), "dataset": values})
+        assert cli.main([command, str(config)]) == 2
+        printed = capfd.readouterr()
+        assert "hush" not in printed.out + printed.err
+    assert "carries credentials" in printed.err and not (tmp_path / "run").exists()
+
+
+def test_a_service_that_never_answers_is_given_up_after_the_time_that_was_promised(memory, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Each of ten tries once had a minute: eleven minutes for an account that does not exist."""
+    remote = Remote("memory://bucket/store", Patience(seconds=2.0, first_seconds=0.01, stall_seconds=60.0))
+    waited: list[float] = []
+
+    def silent(what: str, seconds: float, name: str, *arguments: object, **options: object) -> None:
+        waited.append(seconds)
+        time.sleep(min(seconds, 1.5))
+        raise TimeoutError
+
+    remote._once = silent  # type: ignore[method-assign]
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="failed 2 times"):
+        remote.read("x")
+    assert time.monotonic() - start < 4 and waited[0] <= 2.0 and waited[1] <= 1.0
 
 
 def test_secrets_in_errors_are_left_out() -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.errors import UserError
+from OpenSciDraw.errors import SECRET, UserError
 
 _UNFINISHED = re.compile(r"\..*\.(\d+)-\d+(\..*)?\.unfinished", re.DOTALL)
 _UMASK = os.umask(0o022)
@@ -124,3 +124,9 @@ def disk_is_full(error: BaseException | None) -> bool:
 def is_remote(path: str) -> bool:
     """Whether a folder's name is that of a folder in cloud storage: s3://bucket/folder."""
     return "://" in path
+
+
+def carries_credentials(address: str) -> bool:
+    """Whether the address of a folder in cloud storage has a user's password, a query, or an assignment in it."""
+    rest = address.partition("://")[2]
+    return re.match(r"[^/@]*:[^/@]*@", rest) is not None or re.search(r"[?;&]|%3[bf]|" + SECRET.pattern, rest, re.I) is not None
