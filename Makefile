@@ -26,7 +26,7 @@ test-slow: setup
 
 lint: setup
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy OpenSciDraw train_OpenSciDraw_loop.py demo.py pretrain.py benchmarks jobs
+	$(RUN) -m mypy OpenSciDraw train_OpenSciDraw_loop.py train_OpenSciDraw_fulltune.py demo.py pretrain.py benchmarks jobs
 
 bench: setup
 	$(RUN) benchmarks/run_all.py

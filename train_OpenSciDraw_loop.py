@@ -67,7 +67,7 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, fixed: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="Python config file")
     parser.add_argument("--cfg_options", nargs="*", default=[], metavar="KEY=VALUE", help="override config keys")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from OpenSciDraw.config_file import load_config
 
-        config = load_config(arguments.config, arguments.cfg_options)
+        config = load_config(arguments.config, [*arguments.cfg_options, *fixed])
         from OpenSciDraw.startup import quick_imports, unused_libraries
         from OpenSciDraw.utils.sole_user import sole_run
 

@@ -197,7 +197,7 @@ def _config(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         print(schema_table(), end="")
     if arguments.config is not None:
-        print(format_config(load_config(arguments.config, arguments.cfg_options)), end="")
+        print(format_config(load_config(arguments.config, arguments.cfg_options, complete=False)), end="")
     return 0
 
 

@@ -218,7 +218,7 @@ class Config(_Section):
     compile_blocks: Literal["auto"] | bool = key(
         "auto", "Model", "Compile the blocks (torch.compile) after a trial in another process; 'auto' = on a GPU, where it pays."
     )
-    max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=1024)
+    max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=32768)
 
     use_lora: bool = key(True, "LoRA", "Train LoRA adapters; False = all weights of the transformer.")
     lora_layers: str | Annotated[list[str], BeforeValidator(_tuple_as_list)] = key(

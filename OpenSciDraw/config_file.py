@@ -6,8 +6,6 @@ import __future__ as future
 
 import ast
 import difflib
-import functools
-import logging
 import os
 import traceback
 import types
@@ -20,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from OpenSciDraw.config import SECRET_KEYS, Config
-from OpenSciDraw.config_checks import CrossFieldError
+from OpenSciDraw.config_checks import FIGURE_DATASET, CrossFieldError
 from OpenSciDraw.config_text import (
     REDACTED,
     all_fields,
@@ -33,11 +31,14 @@ from OpenSciDraw.config_text import (
     type_text,
 )
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.quiet import warn_once
+from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 
 __all__ = ["ALIASES", "RETIRED", "format_config", "load_config", "load_saved_config", "save_config", "schema_table"]
 
-_LOG = logging.getLogger("OpenSciDraw")
 COMMAND_LINE = "--cfg_options"
+MISSING = "missing: a run needs it"
+_REQUIRED: dict[str, Any] = {"pretrained_model_name_or_path": "?", "dataset": {"base_dir": "."}}
 
 ALIASES = {
     "dataset_cfg": "dataset",
@@ -60,6 +61,10 @@ RETIRED = dict.fromkeys(
     ),
     "",
 ) | {
+    "vae_scale_factor": "It is the VAE's own.",
+    "validation_vae_path": "Validation decodes with the model's VAE.",
+    "dataset.vae_scaling_factor": "Latents are normalised as the model's VAE says.",
+    "data_sampler.dataset": "The sampler gets the config's dataset.",
     "wandb_api_key": "Secrets belong in the environment: run `wandb login` or set WANDB_API_KEY, and delete it here.",
     "dataset.debug_mode": "Use dataset.num_train_examples to train on fewer rows.",
     "dataset.is_main_process": "It follows from the launch.",
@@ -82,15 +87,17 @@ class _Layer:
     literals: set[str] = field(default_factory=set)  # names set to a string written in the file
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), complete: bool = True) -> Config:
     """Read a config file with its bases, apply `key=value` overrides, and check everything.
+
+    Not `complete`: a file that others build on, and that cannot run for want of keys, is read as well; their provenance is MISSING.
 
     Raises:
         UserError: a missing file, an error in a file, unknown or wrong keys, keys that contradict each other;
             all that was found, each with file and line and what to do.
     """
     problems: list[str] = []
-    return _checked(_read_file(Path(path), (), problems), path, overrides, problems)
+    return _checked(_read_file(Path(path), (), problems), path, overrides, problems, complete)
 
 
 def load_saved_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -114,10 +121,16 @@ def load_saved_config(path: str | Path, overrides: Sequence[str] = ()) -> Config
     return _checked(layer, path, overrides, problems)
 
 
-def _checked(layer: _Layer, path: str | Path, overrides: Sequence[str], problems: list[str]) -> Config:
+def _checked(
+    layer: _Layer, path: str | Path, overrides: Sequence[str], problems: list[str], complete: bool = True
+) -> Config:
     """`layer` with the command line's values on top, validated."""
     _merge(layer, _read_overrides(overrides, problems))
     _drop_retired(layer)
+    _drop_none(layer)
+    _take_old_names(layer)
+    if not complete:
+        _stand_in(layer)
     _warn_of_secrets(layer)
     config = _validate(layer, problems)
     if config is None or problems:
@@ -126,7 +139,7 @@ def _checked(layer: _Layer, path: str | Path, overrides: Sequence[str], problems
     config._provenance.update(_provenance(layer, config))
     default_warmup = Config.model_fields["lr_warmup_steps"].default
     if config.lr_scheduler == "constant" and config.lr_warmup_steps not in (0, default_warmup):
-        _warn_once("lr_warmup_steps has no effect with lr_scheduler = 'constant' (see 'constant_with_warmup').")
+        warn_once("lr_warmup_steps has no effect with lr_scheduler = 'constant' (see 'constant_with_warmup').")
     return config
 
 
@@ -285,6 +298,8 @@ def parse_value(raw: str) -> Any:
 
 def _resolve_aliases(layer: _Layer, problems: list[str]) -> _Layer:
     """The layer with every second spelling under its own name."""
+    layer = _one_project(layer)
+    _one_batch_size(layer)
     values = {name: value for name, value in layer.values.items() if name not in ALIASES}
     places, literals = dict(layer.places), set(layer.literals)
     used = {name: name for name in values}
@@ -303,6 +318,29 @@ def _resolve_aliases(layer: _Layer, problems: list[str]) -> _Layer:
         if alias in literals:
             literals.add(name)
     return _filled(_Layer(values, {k: v for k, v in places.items() if k.split(".")[0] in values}, literals))
+
+
+def _one_project(layer: _Layer) -> _Layer:
+    """The layer with one name of the tracker's project: that which the loop of its kind read in programs before this one."""
+    order = ["tracker_name", "wandb_project", "tracker_project_name"]
+    if layer.values.get("use_lora") is False:
+        order.insert(0, order.pop(1))
+    first, *others = [name for name in order if name in layer.values] or [""]
+    other = {name: layer.values[name] for name in others if layer.values[name] != layer.values[first]}
+    if not other:
+        return layer
+    said = ", ".join(f"{name} = {value!r}" for name, value in other.items())
+    warn_once(f"{layer.places.get(first, '?')}: {first} = {layer.values[first]!r} is the tracker's project; {said} does not count")
+    return _Layer({k: v for k, v in layer.values.items() if k not in other}, dict(layer.places), set(layer.literals))
+
+
+def _one_batch_size(layer: _Layer) -> None:
+    """`sampler_cfg` made the batches where its name comes from, whatever `train_batch_size` said beside it."""
+    sampler, size = layer.values.get("sampler_cfg"), layer.values.get("train_batch_size")
+    if isinstance(sampler, dict) and size is not None and sampler.get("batch_size") not in (None, size):
+        place = layer.places.get("sampler_cfg.batch_size", "?")
+        warn_once(f"{place}: sampler_cfg.batch_size = {sampler['batch_size']!r} is the batch, not train_batch_size = {size!r}")
+        layer.values["train_batch_size"] = sampler["batch_size"]
 
 
 def _filled(layer: _Layer) -> _Layer:
@@ -354,21 +392,52 @@ def _drop_retired(layer: _Layer) -> None:
         if isinstance(owner, dict) and inner in owner:
             del owner[inner]
             place = layer.places.pop(name, "?")
-            _warn_once(f"{place}: {name} has no effect. {hint or 'Delete it.'}")
+            warn_once(f"{place}: {name} has no effect. {hint or 'Delete it.'}")
+
+
+def _take_old_names(layer: _Layer) -> None:
+    """Names of functions as configs of earlier programs give them, each with a line that says what runs."""
+    values = layer.values
+    train, validation = values.get("train_iteration_func_name"), values.get("validation_func_name")
+    if validation in TRAIN_ITERATION_FUNCS.names() and validation not in VALIDATION_FUNCS.names():
+        place = layer.places.get("validation_func_name", "?")
+        warn_once(f"{place}: validation_func_name = {validation!r} is an objective: generic_validation_func is taken")
+        del values["validation_func_name"]
+    data = values.get("dataset")
+    if not isinstance(train, str) or not isinstance(data, dict):
+        return
+    online = data.get("type") == FIGURE_DATASET
+    other = train.removesuffix("_parquet") if online else f"{train}_parquet"
+    if train.endswith("_func_parquet" if online else "_train_iteration_func") and other in TRAIN_ITERATION_FUNCS.names():
+        place, when = layer.places.get("train_iteration_func_name", "?"), "while training" if online else "beforehand"
+        warn_once(f"{place}: {other} is taken, since the figures of this dataset are encoded {when}")
+        values["train_iteration_func_name"] = other
+
+
+def _stand_in(layer: _Layer) -> None:
+    """Something for the keys that a file leaves to those that build on it, of the kind that its other keys are for."""
+    values = layer.values
+    encoded = values.get("use_parquet_dataset", not str(values.get("train_iteration_func_name", "")).endswith("_iteration_func"))
+    missing = _REQUIRED if encoded else _REQUIRED | {"dataset": {"type": FIGURE_DATASET, "figures": "?"}}
+    for name in missing.keys() - values.keys():
+        values[name], layer.places[name] = missing[name], MISSING
+    if not encoded and str(train := values.get("train_iteration_func_name")).endswith("_func_parquet"):
+        values["train_iteration_func_name"] = str(train).removesuffix("_parquet")
+    _filled(layer)
+
+
+def _drop_none(layer: _Layer) -> None:
+    """`lora_layers = None` beside `use_lora = False` says the same twice."""
+    if layer.values.get("use_lora") is False and layer.values.get("lora_layers", "") is None:
+        del layer.values["lora_layers"]
 
 
 def _warn_of_secrets(layer: _Layer) -> None:
     for name in sorted(SECRET_KEYS & layer.literals & layer.values.keys()):
         place = layer.places[name]
-        _warn_once(
+        warn_once(
             f"{place}: {name} is written out. Secrets belong in the environment: set HF_TOKEN or run `hf auth login`."
         )
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """One process may read a config more than once, e.g. to encode and to train."""
-    _LOG.warning("%s", text)
 
 
 def _validate(layer: _Layer, problems: list[str]) -> Config | None:
@@ -381,7 +450,7 @@ def _validate(layer: _Layer, problems: list[str]) -> Config | None:
     problems += wrong.values()
     if wrong:  # the keys that are right alone are checked for contradictions too, so that all is said at once
         rest = _without(layer.values, set(wrong))
-        rest = {"pretrained_model_name_or_path": "?", "dataset": {"base_dir": "."}} | rest
+        rest = _REQUIRED | rest
         try:
             Config(**rest)
         except ValidationError as error:

@@ -83,7 +83,7 @@ def minimal(**keys: Any) -> Config:
         ("resume_from_checkpoint = 'last'", "must be 'latest', 'checkpoint-<step>' such as 'checkpoint-5000', or None"),
         ("resume_from_checkpoint = 'checkpoint-'", "must be 'latest'"),
         ("caption_dropout = 1.5", "expected float >= 0 <= 1"),
-        ("max_sequence_length = 2048", "expected int >= 1 <= 1024"),
+        ("max_sequence_length = 40000", "expected int >= 1 <= 32768"),
         ("timestep_shift = -1.0", "expected 'none' | 'resolution' | float > 0"),
         ("encode = dict(resolution=300)", "expected 128 | 256 | 512 | 768 | 1024"),
         ("resolution_list = [[1024, 1001]]", "must have sides that are multiples of 8"),
@@ -127,7 +127,7 @@ def test_a_wrong_line_is_refused_with_its_place_and_a_remedy(write: Write, line:
         ("data_sampler = dict(type='Bucket')", "Unknown sampler type 'Bucket'"),
         ("validation_func_name = 'generic'", "Did you mean 'generic_validation_func'?"),
         ("train_iteration_func_name = 'x'", "Unknown train_iteration_func_name 'x'"),
-        ("train_iteration_func_name = 'Flux2Klein_train_iteration_func'", "'_parquet' = encoded rows"),
+
         ("train_iteration_func_name = 'Flux2Klein_fulltune_train_iteration'", "use_lora is True"),
         ("transformer_cfg = dict(type='QwenImageTransformer2DModel')", "'Flux2Transformer2DModel'"),
         ("use_parquet_dataset = False", "Set it to True."),
@@ -336,8 +336,6 @@ def test_second_spellings_are_accepted(write: Write, alias: str, name: str) -> N
 def test_two_spellings_with_different_values_are_refused_with_both_places(write: Write) -> None:
     text = refusal(write("logging_steps = 3\nlog_steps = 4\n"))
     assert "c.py:5: log_steps and logging_steps (c.py:4) are the same key" in text
-    text = refusal(write("wandb_project = 'a'\ntracker_project_name = 'b'\n"))
-    assert "tracker_project_name and wandb_project" in text
     assert "are the same key" in refusal(write(), "log_steps=3", "logging_steps=4")
     assert load_config(write("logging_steps = 3\nlog_steps = 3\n")).logging_steps == 3
 
@@ -353,7 +351,8 @@ def test_a_second_spelling_in_a_child_overrides_its_base(write: Write) -> None:
 def test_retired_keys_warn_once_by_name_and_never_show_a_value(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     top = [name for name in RETIRED if "." not in name]
     lines = "".join(f"{name} = {TOKEN!r}\n" for name in top)
-    lines += "dataset.update(debug_mode=True, is_main_process=True)\ndata_sampler = dict(num_replicas=1, rank=0)\n"
+    lines += "dataset.update(debug_mode=True, is_main_process=True, vae_scaling_factor=1)\n"
+    lines += "data_sampler = dict(num_replicas=1, rank=0, dataset=None)\n"
     path = write(lines)
     with caplog.at_level(logging.WARNING, "OpenSciDraw"):
         load_config(path)
@@ -493,6 +492,70 @@ def test_a_config_of_a_user_with_old_spellings_loads(write: Write) -> None:
     ))  # fmt: skip
     assert config.data_sampler.drop_last and config.dataset.stat_data
     assert (config.dataloader_num_workers, config.model_output_dir, config.report_to) == (4, "out", "tensorboard")
+
+
+# -- the configs of the program before this one, unchanged -----------------------------------------
+OLD_FULL_FINE_TUNING = """
+model_type = 'Flux2Klein'
+pretrained_model_name_or_path = 'black-forest-labs/FLUX.2-klein-base-9B'
+use_lora = False
+lora_layers = None
+mixed_precision = 'no'
+train_batch_size = 1
+max_sequence_length = 2048
+dataset_cfg = dict(type='ArXiVParquetDatasetV3', base_dir='/d', parquet_base_path='p', vae_scaling_factor=0.3611)
+sampler_cfg = dict(type='DistributedBucketSamplerV2', dataset=None, batch_size=2, num_replicas=None, rank=None)
+train_iteration_func = 'Flux2Klein_fulltune_train_iteration'
+validation_func = 'Flux2Klein_fulltune_validation_func_parquet'
+tracker_project_name = 'first'
+wandb_project = 'second'
+vae_scale_factor = 8
+validation_vae_path = '/models/vae'
+"""
+
+
+def test_a_full_fine_tuning_of_the_earlier_program_loads_and_says_what_counts(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(write(OLD_FULL_FINE_TUNING, whole=True))
+    assert config.tracker_name == "second"  # which its loop of full fine-tuning read
+    assert (config.train_batch_size, config.max_sequence_length, config.use_lora) == (2, 2048, False)
+    for said in (
+        "wandb_project = 'second' is the tracker's project; tracker_project_name = 'first' does not count",
+        "sampler_cfg.batch_size = 2 is the batch, not train_batch_size = 1", "data_sampler.dataset has no effect",
+        "dataset.vae_scaling_factor has no effect", "vae_scale_factor has no effect", "validation_vae_path has no effect",
+    ):  # fmt: skip
+        assert sum(said in record.message for record in caplog.records) == 1, said
+
+
+def test_its_lora_loop_read_another_name_of_the_project(write: Write) -> None:
+    names = "tracker_name = 'first'\nwandb_project = 'second'\ntracker_project_name = 'third'\n"
+    assert load_config(write(names)).tracker_name == "first"
+    assert load_config(write(names + "use_lora = False\n")).tracker_name == "second"
+
+
+def test_names_of_functions_are_read_as_they_were_meant(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(write("validation_func_name = 'Qwen_Image_train_iteration_func'\nmodel_type = 'QwenImage'\n"
+                               "train_iteration_func_name = 'Qwen_Image_train_iteration_func'\n"))  # fmt: skip
+    assert config.validation_func_name == "generic_validation_func"
+    assert config.train_iteration_func_name == "Qwen_Image_train_iteration_func_parquet"
+    assert "is an objective: generic_validation_func is taken" in caplog.text
+    assert "Qwen_Image_train_iteration_func_parquet is taken, since the figures of this dataset are" in caplog.text
+    assert load_config(write("validation_func_name = 'Flux2Klein_validation_func'\n")).validation_func_name.startswith("Flux2Klein")
+
+
+def test_lora_layers_that_are_none_need_a_run_without_lora(write: Write) -> None:
+    assert load_config(write("use_lora = False\nlora_layers = None\n")).use_lora is False
+    assert "lora_layers = None (NoneType): expected str | list[str]" in refusal(write("lora_layers = None\n"))
+
+
+@pytest.mark.parametrize("text", ["seed = 7\n"] + [f"seed = 7\nuse_parquet_dataset = {value}\n" for value in (False, True)])
+def test_a_file_that_others_build_on_is_refused_as_a_run_and_printed(write: Write, text: str) -> None:
+    path = write(text + "mixed_precision = 'no'\n", whole=True)
+    assert "dataset is missing" in refusal(path) and "pretrained_model_name_or_path is missing" in refusal(path)
+    printed = format_config(load_config(path, complete=False))
+    assert "pretrained_model_name_or_path = '?'  # missing: a run needs it" in printed and "seed = 7  # c.py:1" in printed
+    assert re.search(r"dataset\.(base_dir|figures) = '.*'  # missing: a run needs it", printed)
 
 
 def test_packaged_features_are_names_and_no_paths() -> None:

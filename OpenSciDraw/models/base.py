@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import direct_loading, vae_precision
+from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.utils.checkpoint import FULL_STEM, TensorReader
@@ -182,6 +183,8 @@ class FigureModel(ABC):
 
     family: ClassVar[str]
     transformer_class: ClassVar[str]
+    block_layers: ClassVar[str] = ""  # lora_layers of all linear layers of its blocks
+    pipeline_text_limit: ClassVar[int] = 1 << 30  # tokens of text at which the released pipeline stops
     trained_part: ClassVar[str] = "transformer"  # the component of the diffusers folder that trains
     pipeline_class: ClassVar[Any]
     # layers of one module that are called with the same tensor: their adapters are computed together (utils/adapters.py)
@@ -517,6 +520,11 @@ def build_model(config: Config, device: torch.device | None = None) -> FigureMod
         token=config.huggingface_token or os.environ.get("HF_TOKEN"),
     )
     model_class = MODELS.get(config.model_type)
+    if config.max_sequence_length > model_class.pipeline_text_limit:
+        warn_once(
+            f"max_sequence_length = {config.max_sequence_length}: the released pipeline of {config.model_type} stops at "
+            f"{model_class.pipeline_text_limit} tokens, so other programs cannot draw from longer prompts"
+        )
     model: FigureModel = model_class(source, config.max_sequence_length, DTYPES[config.mixed_precision])
     model.text_storage = CODECS[config.encode.text_storage]
     model.vae_precision = config.encode.vae_precision

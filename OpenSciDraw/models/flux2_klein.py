@@ -50,6 +50,9 @@ class Flux2Klein(FigureModel):
     family = "Flux2Klein"
     transformer_class = "Flux2Transformer2DModel"
     pipeline_class = Flux2KleinPipeline
+    block_layers = (
+        "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
+    )
     base_models = "black-forest-labs/FLUX.2-klein-base-9B or black-forest-labs/FLUX.2-klein-base-4B"
 
     # -- components ---------------------------------------------------------------------------

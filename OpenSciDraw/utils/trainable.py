@@ -19,6 +19,8 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import DTYPES, FigureModel
+from OpenSciDraw.quiet import warn_once
+from OpenSciDraw.registry import MODELS
 from OpenSciDraw.utils import checkpoint
 from OpenSciDraw.utils.adapters import ADAPTER, AdaptedLinear
 from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
@@ -72,23 +74,27 @@ def resolve_lora_layers(model: nn.Module, patterns: str | Sequence[str]) -> list
     the dual blocks, on which PEFT raises.
 
     Raises:
-        UserError: a pattern matches nothing; names the nearest ones.
+        UserError: a pattern matches nothing, and is not one of another family's that is left out here with a warning; names
+            the nearest ones.
     """
     wanted = [p.strip() for p in (patterns.split(",") if isinstance(patterns, str) else patterns) if p.strip()]
     if not wanted:
         raise UserError("lora_layers is empty. Name the layers to train, e.g. 'to_k,to_q,to_v,to_out.0'.")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found: set[str] = set()
-    for pattern in wanted:
-        matches = [name for name in linear if name == pattern or name.endswith(f".{pattern}")]
-        if not matches:
+    layers_of = {pattern: [n for n in linear if n == pattern or n.endswith(f".{pattern}")] for pattern in wanted}
+    found = {name for matches in layers_of.values() for name in matches}
+    elsewhere = {name for family in MODELS.names() for name in (MODELS.class_literal(family, "block_layers") or "").split(",")}
+    others = [pattern for pattern, matches in layers_of.items() if not matches and pattern in elsewhere] if found else []
+    if others:
+        warn_once(f"lora_layers: {', '.join(others)} match no layer of {type(model).__name__}; other families have them")
+    for pattern, matches in layers_of.items():
+        if not matches and pattern not in others:
             endings = sorted({".".join(name.split(".")[-n:]) for name in linear for n in (1, 2, 3)})
             near = difflib.get_close_matches(pattern, endings, n=5, cutoff=0.5)
             raise UserError(
                 f"lora_layers: {pattern!r} matches no linear layer of {type(model).__name__}. "
                 + (f"Did you mean {', '.join(near)}?" if near else f"Known endings: {', '.join(endings[:30])}.")
             )
-        found.update(matches)
     return [name for name in linear if name in found]
 
 

@@ -57,6 +57,7 @@ def image_folder(config: Config, step: int) -> Path:
 @VALIDATION_FUNCS.register(
     "generic_validation_func",
     "QwenImage_validation_func",
+    "Flux2Klein_validation_func",
     "Flux2Klein_fulltune_validation_func",
     "Flux2Klein_fulltune_validation_func_parquet",
     "QwenImage_fulltune_validation_func",
