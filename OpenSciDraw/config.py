@@ -27,7 +27,7 @@ from OpenSciDraw.utils.files import is_remote
 PACKAGED_FEATURES = ("efficientnet-lite0", "figure-measures")  # of evaluation/features.py; anything else is a folder
 SECRET_KEYS = frozenset({"huggingface_token", "hub_token"})
 
-Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
+Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow", "none"]
 
 
 def key(default: Any, group: str, meaning: str, unit: str = "", **limits: Any) -> Any:

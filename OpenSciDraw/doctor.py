@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import netrc
 import os
 import platform
 import resource
@@ -21,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlparse
 
 from OpenSciDraw.errors import UserError
 
@@ -94,8 +92,9 @@ def wanted_packages(config: Config | None) -> set[str]:
     """Packages beside the required ones that this config uses."""
     if config is None:
         return set()
-    trackers = config.report_to if isinstance(config.report_to, list) else [config.report_to]
-    wanted = {str(name) for name in trackers if name not in (None, "none")}
+    from OpenSciDraw.utils.trackers import trackers_of
+
+    wanted = set(trackers_of(config))
     if config.quantization in ("int8", "fp8"):
         wanted.add("torchao")
     if config.quantization == "nf4" or config.bnb_quantization_config_path:
@@ -260,23 +259,18 @@ def check_login() -> Iterator[Finding]:
 
 
 def check_tracker(config: Config | None) -> Iterator[Finding]:
-    if config is None or "wandb" not in wanted_packages(config):
-        return
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        yield Finding("ok", f"wandb: WANDB_MODE={os.environ['WANDB_MODE']}")
-    elif os.environ.get("WANDB_API_KEY") or has_netrc_entry(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
-        yield Finding("ok", "wandb: a key is there (not tried)")
-    else:
-        remedy = "`wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline, or report_to = 'none' in the config."
-        yield Finding("FAIL", "wandb: report_to asks for it and there is no key", remedy)
+    from OpenSciDraw.utils.trackers import mlflow_problem, wandb_problem
 
-
-def has_netrc_entry(url: str) -> bool:
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(str(path)).authenticators(urlparse(url).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    for name, check in (("wandb", wandb_problem), ("mlflow", mlflow_problem)):
+        if config is None or name not in wanted_packages(config):
+            continue
+        problem = check()
+        if problem is None:
+            mode = os.environ.get("WANDB_MODE")
+            found = {"wandb": f"WANDB_MODE={mode}" if mode else "a key is there (not tried)", "mlflow": "it can be reached"}
+            yield Finding("ok", f"{name}: {found[name]}")
+        else:
+            yield Finding("FAIL", *problem)
 
 
 # -- what a config needs -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
-from OpenSciDraw.utils import checkpoint, optim, resuming, sharding, trainable, zero
+from OpenSciDraw.utils import checkpoint, optim, resuming, sharding, trackers, trainable, zero
 from OpenSciDraw.utils.activations import set_checkpointing
 from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.background import Background
@@ -70,6 +70,8 @@ class Training:
                 "Set resume_from_checkpoint = 'latest' to go on, or choose another model_output_dir."
             )
         self.changed = self._compare_settings()
+        if not int(os.environ.get("RANK", 0)):
+            trackers.require_trackers(config)
         self.model = build_model(config)  # before the process group: in one, transformers saves an embedded model on rank 0 alone
         self.sharding, self.zero = sharding.take_request(), zero.take_request()
         self._check_sharding()
@@ -273,8 +275,8 @@ class Training:
             save_session(self.output_dir, self._session())
         if accelerator.log_with:
             values = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in config.model_dump().items()}
-            wandb = {"name": config.run_name, "dir": str(self.output_dir)}  # secrets are not part of a dumped config
-            accelerator.init_trackers(config.tracker_name, values, init_kwargs={"wandb": wandb})
+            # secrets are not part of a dumped config
+            accelerator.init_trackers(config.tracker_name, values, init_kwargs=trackers.arguments(config))
         accelerator.wait_for_everyone()
         self.log = RunLog(self.output_dir, accelerator, self.total_steps, self.step)
         trained = sum(p.numel() for p in self.parameters.values())

@@ -79,7 +79,7 @@ def minimal(**keys: Any) -> Config:
         ("optimizer = 'adam'", "expected 'AdamW' | 'prodigy'. Did you mean 'AdamW'?"),
         ("lr_scheduler = 'piecewise_constant'", "lr_scheduler = 'piecewise_constant'"),
         ("weighting_scheme = 'logitnormal'", "Did you mean 'logit_normal'?"),
-        ("report_to = ['wandb', 'mlflow']", "report_to = ['wandb', 'mlflow'] (list): expected 'wandb' | 'tensorboard'"),
+        ("report_to = ['wandb', 'comet']", "report_to = ['wandb', 'comet'] (list): expected 'wandb' | 'tensorboard'"),
         ("resume_from_checkpoint = 'last'", "must be 'latest', 'checkpoint-<step>' such as 'checkpoint-5000', or None"),
         ("resume_from_checkpoint = 'checkpoint-'", "must be 'latest'"),
         ("caption_dropout = 1.5", "expected float >= 0 <= 1"),

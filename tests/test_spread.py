@@ -215,7 +215,7 @@ def test_fsdp2_with_fp16_is_refused_by_name(square_store, monkeypatch, tmp_path:
         Training(Config.model_validate(merged(square_store, mixed_precision="fp16", model_output_dir=str(tmp_path))))
 
 
-ACCELERATE_FILES = sorted((REPO / "accelerate_cfg").glob("*.yaml"))
+ACCELERATE_FILES = sorted(path for path in (REPO / "accelerate_cfg").glob("*.yaml") if not path.is_symlink())
 
 
 @pytest.mark.parametrize("file", ACCELERATE_FILES, ids=lambda path: path.stem)

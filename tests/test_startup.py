@@ -15,7 +15,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.startup import quick_imports, unused_libraries
 
 UNUSED = (
-    "wandb", "matplotlib", "torchao", "pandas", "scipy", "sklearn", "tensorboard", "deepspeed", "bitsandbytes", "ray", "cv2",
+    "wandb", "matplotlib", "torchao", "scipy", "sklearn", "tensorboard", "deepspeed", "bitsandbytes", "ray", "cv2",
     "torchvision", "onnx", "torch.utils.tensorboard",
 )  # fmt: skip
 
@@ -24,7 +24,7 @@ def test_a_run_without_a_tracker_imports_no_library_that_it_does_not_use(store_c
     """From the command to the last step, in a process of its own.
 
     Not on the list, because torch itself brings them: torch._dynamo (the first optimizer that is made imports it, and so does
-    transformers.masking_utils), and with it torch._inductor, torch.onnx and sympy.
+    transformers.masking_utils), and with it torch._inductor, torch.onnx and sympy; and pandas, which pyarrow imports where it is.
     """
     values = merged(store_config, model_output_dir=str(tmp_path / "run"), max_train_steps=1)
     config = write_config(tmp_path / "c.py", values)

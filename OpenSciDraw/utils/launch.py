@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.trackers import trackers_of
 
 # A rank may wait this long for another: one that downloads a model, or draws more pictures. A rank that dies is
 # noticed at once by the launcher, which ends the job.
@@ -28,21 +28,15 @@ def build_accelerator(config: Config, autocast: str) -> Accelerator:
     `autocast`: "no", "fp16" or "bf16", see precision.py.
 
     Raises:
-        UserError: a tracker that is not installed; a launcher that contradicts the config.
+        UserError: a launcher that contradicts the config.
     """
-    given = config.report_to if isinstance(config.report_to, list) else [config.report_to]
-    trackers = [name for name in given if name not in (None, "none")]
-    missing = [name for name in trackers if importlib.util.find_spec(str(name)) is None]
-    if missing:
-        extra = ",".join(map(str, missing))
-        raise UserError(f"report_to = {missing}: not installed. pip install 'OpenSciDraw[{extra}]', or set report_to = 'none'.")
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=autocast,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
-        log_with=trackers or None,
+        log_with=trackers_of(config) or None,
         project_dir=str(Path(config.model_output_dir) / config.logging_dir),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
