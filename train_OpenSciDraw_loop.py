@@ -11,7 +11,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from OpenSciDraw.errors import UserError
+from OpenSciDraw.errors import UserError, refusal_of
 from OpenSciDraw.quiet import start_logging
 
 
@@ -92,6 +92,12 @@ def main(argv: Sequence[str] | None = None, fixed: Sequence[str] = ()) -> int:
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        said = refusal_of(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable, Sequence
 
 from OpenSciDraw import __version__
-from OpenSciDraw.errors import UserError
+from OpenSciDraw.errors import UserError, refusal_of
 from OpenSciDraw.quiet import start_logging
 
 Command = Callable[[argparse.Namespace], int]
@@ -25,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        said = refusal_of(error)
+        if said is None:
             raise
-        print(f"error: the disk is full ({error}). What was finished is kept: free space and run it again.", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
 
 

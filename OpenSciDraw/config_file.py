@@ -33,6 +33,7 @@ from OpenSciDraw.config_text import (
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
+from OpenSciDraw.utils.files import real
 
 __all__ = ["ALIASES", "RETIRED", "format_config", "load_config", "load_saved_config", "save_config", "schema_table"]
 
@@ -146,7 +147,7 @@ def _checked(
 # -- reading -----------------------------------------------------------------------------------
 def _read_file(path: Path, parents: tuple[Path, ...], problems: list[str]) -> _Layer:
     """A file's layer on top of its bases'."""
-    shown, resolved = _shown(path), path.resolve()
+    shown, resolved = _shown(path), real(path)
     if resolved in parents:
         chain = " -> ".join(_shown(p) for p in (*parents[parents.index(resolved) :], resolved))
         raise UserError(f"_base_ goes in a circle: {chain}. Take one of them out.")

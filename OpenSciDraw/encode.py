@@ -66,6 +66,7 @@ from OpenSciDraw.store import (
     write_shard,
 )  # fmt: skip
 from OpenSciDraw.utils.background import Background, Handover, HostCopies, stacked
+from OpenSciDraw.utils.files import real
 from OpenSciDraw.utils.sole_user import sole_user
 from OpenSciDraw.utils.text_codec import encoded_bytes
 
@@ -253,7 +254,7 @@ def _source(config: Config) -> str:
         raise UserError("encode.figures is not set: which figures? Set encode = dict(figures='my_figures/'), or 'drawn:2000'.")
     if source.startswith("drawn:") or config.dataset.is_remote:
         return source
-    if (folder := store_folder(config)).resolve().is_relative_to(Path(source).expanduser().resolve()):
+    if real(folder := store_folder(config)).is_relative_to(real(Path(source).expanduser())):
         raise UserError(
             f"The store {folder} (dataset.base_dir / parquet_base_path) lies inside encode.figures = {source!r}: its shards "
             "would be taken for figures. Choose a folder outside."

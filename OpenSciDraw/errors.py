@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 SECRET = re.compile(  # NAME=VALUE as addresses and connection strings carry them
@@ -10,10 +11,24 @@ SECRET = re.compile(  # NAME=VALUE as addresses and connection strings carry the
     re.IGNORECASE,
 )
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EFBIG,
+)  # fmt: skip
+
 
 def hide_secrets(text: str) -> str:
     """The text without the values of what looks like credentials."""
     return SECRET.sub(r"\1=…", text)
+
+
+def refusal_of(error: OSError) -> str | None:
+    """What to tell of a file that the system refuses; None where the error is none of its rights, names and disks."""
+    if error.errno in _FULL:
+        return f"the disk is full ({error}). What was finished is kept: free space and run it again."
+    if error.errno in _REFUSED and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Check the path and its rights, or choose another one."
+    return None
 
 
 class UserError(Exception):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -30,8 +29,9 @@ from OpenSciDraw.utils.checkpoint import (
     TensorWriter,
     list_checkpoints,
     load_tensors,
+    open_tensors,
 )
-from OpenSciDraw.utils.files import naming_full_disk, unfinished
+from OpenSciDraw.utils.files import naming_full_disk, parse_json, real, unfinished
 from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -100,11 +100,11 @@ def find_trained(target: str, ema: bool = False) -> Trained:
 
 def read_adapter(trained: Trained) -> Adapter:
     """Read a run's LoRA."""
-    with safe_open(trained.path, framework="pt") as handle:
+    with open_tensors(trained.path) as handle:
         metadata = handle.metadata() or {}
     if "lora_adapter_metadata" not in metadata:
         raise UserError(f"{trained.path} has no lora_adapter_metadata: rank and alpha are not known. Did ScienceFlow write it?")
-    peft = {key.removeprefix("transformer."): value for key, value in json.loads(metadata["lora_adapter_metadata"]).items()}
+    peft = {key.removeprefix("transformer."): value for key, value in parse_json(metadata["lora_adapter_metadata"]).items()}
     peft["lora_dropout"] = 0.0  # files of version 0.4.0 state that of training, which would disturb every picture
     layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(trained.path).items()}
     return Adapter(trained.path, trained.run, trained.config, layers, peft)
@@ -143,7 +143,7 @@ def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str |
     """
     trained = find_trained(target, ema)
     out = out or trained.output_folder("export")
-    if (out / trained.path.name).resolve() == trained.path.resolve():
+    if real(out / trained.path.name) == real(trained.path):
         raise UserError(f"--out {out} is where the weights themselves lie. Choose another folder.")
     with sole_user(out, "export"), naming_full_disk(out, "Free space and run it again."):
         return _export(trained, out, formats, dtype)

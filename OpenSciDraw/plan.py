@@ -32,6 +32,7 @@ from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.store import EncodedStore
 from OpenSciDraw.utils import trainable
 from OpenSciDraw.utils.activations import RESERVE, ActivationBudget, keeps, measure_saved_bytes
+from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.optim import optimizer_bytes
 from OpenSciDraw.utils.precision import autocast_type, compute_throughout
 from OpenSciDraw.utils.sharding import block_lists, repeated_blocks
@@ -116,7 +117,7 @@ def planned_model(config: Config) -> Iterator[tuple[FigureModel, str]]:
     Raises:
         UserError: the model's config files are neither here nor on the hub.
     """
-    known = json.loads((Path(__file__).parent / "models" / "known_configs.json").read_text())
+    known = parse_json((Path(__file__).parent / "models" / "known_configs.json").read_text())
     name = config.pretrained_model_name_or_path
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(config)

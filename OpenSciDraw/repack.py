@@ -54,6 +54,7 @@ from OpenSciDraw.shards import (
     write_shard,
 )  # fmt: skip
 from OpenSciDraw.store import EMPTY_PROMPT, EncodedStore
+from OpenSciDraw.utils.files import parse_json, real
 from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -223,7 +224,7 @@ class _Work:
 
 
 def _require_apart(folder: Path, out: Path) -> None:
-    a, b = folder.resolve(), out.resolve()
+    a, b = real(folder), real(out)
     if a.is_relative_to(b) or b.is_relative_to(a):
         raise UserError(f"{out} and {folder} overlap: nothing may be written among what is read. Choose a folder outside.")
 
@@ -399,7 +400,7 @@ def _summarise(source: _Source, out: Path, works: list[_Work]) -> None:
     rejected = [Rejection(**r) for info in infos for r in info.facts["rejected"]]
     earlier = source.folder / "rejected.jsonl"  # what was rejected when a store was encoded stays known
     before = earlier.read_text(encoding="utf-8").splitlines() if earlier.exists() else []
-    write_rejected(out / "rejected.jsonl", [*(Rejection(**json.loads(line)) for line in before), *rejected])
+    write_rejected(out / "rejected.jsonl", [*(Rejection(**parse_json(line)) for line in before), *rejected])
     first: dict[str, int] = {}
     repeated = [(key, crc) for info in infos for key, crc in info.facts["repeated"]]
     other = sum(first.setdefault(key, crc) != crc for key, crc in repeated)

@@ -17,6 +17,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import Trained, find_trained
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
+from OpenSciDraw.utils.sole_user import make_folder
 from OpenSciDraw.utils.trainable import attach_lora, load_pretrained
 from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
 
@@ -70,6 +71,7 @@ def main(arguments: Namespace) -> int:
     trained = find_trained(arguments.run, arguments.ema)
     config = trained.config
     negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
+    out = make_folder(Path(arguments.out) if arguments.out else trained.output_folder("samples"))
     model, rows = load_for_inference(trained, arguments.prompt, negative)
     pipe = model.pipeline(model.transformer)
     if trained.is_lora:
@@ -80,8 +82,6 @@ def main(arguments: Namespace) -> int:
     if width % multiple or height % multiple:
         raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
     guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
-    out = Path(arguments.out) if arguments.out else trained.output_folder("samples")
-    out.mkdir(parents=True, exist_ok=True)
     jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
     pictures = []
     with Background() as writer:  # a PNG of a megapixel takes a tenth of a second or more

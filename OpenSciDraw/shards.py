@@ -31,7 +31,7 @@ from torch import Tensor
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils import text_codec
 from OpenSciDraw.utils.arrow import validated
-from OpenSciDraw.utils.files import sha256_of, sync_to_disk
+from OpenSciDraw.utils.files import parse_json, sha256_of, sync_to_disk
 
 _LOG = logging.getLogger("OpenSciDraw")
 SCHEMA_VERSION = 2
@@ -113,7 +113,7 @@ class Contract:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Contract:
-        return cls(**json.loads(text))
+        return cls(**parse_json(text))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -229,7 +229,7 @@ def rebuild_index(shard: Path) -> bool:
         file = pq.ParquetFile(shard)
         metadata, found = file.metadata.metadata, file.schema_arrow.names
         schema = FIGURE_SCHEMA if found == FIGURE_SCHEMA.names else TEXT_SCHEMA
-        contract, facts = Contract.from_json(metadata[b"contract"]), json.loads(metadata[b"facts"])
+        contract, facts = Contract.from_json(metadata[b"contract"]), parse_json(metadata[b"facts"])
         small = file.read(columns=[name for name in schema.names if name != "tensor"]).to_pylist()
         whole = _digest(small, schema) == facts.get("small_columns") and len(small) == facts["rows"]
         for at, columns in enumerate(small if whole else []):
@@ -376,4 +376,4 @@ def read_shard_info(shard: Path) -> ShardInfo | None:
     if not index.exists():
         return None
     metadata = open_index(index)[0].schema.metadata or {}
-    return ShardInfo(shard, Contract.from_json(metadata[b"contract"]), json.loads(metadata[b"facts"]))
+    return ShardInfo(shard, Contract.from_json(metadata[b"contract"]), parse_json(metadata[b"facts"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.remote import PATIENT, THREADS, Patience, Remote, default_cache, modified, version_of
 from OpenSciDraw.shards import index_path, what_is_damaged
-from OpenSciDraw.utils.files import locked
+from OpenSciDraw.utils.files import locked, parse_json
 
 _KINDS = ("figures", "text")
 
@@ -39,7 +39,7 @@ class Staging:
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self.folder / "versions.json"
         with locked(self.folder / "lock"):
-            before: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
+            before: dict[str, str] = parse_json(known.read_text()) if known.exists() else {}
             after: dict[str, str] = {}
             for kind in _KINDS:
                 after |= self._refresh(kind, before)

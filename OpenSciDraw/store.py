@@ -11,7 +11,6 @@ worker that is not forked as a few arrays.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,7 +49,7 @@ from OpenSciDraw.shards import (
     write_shard,
 )  # fmt: skip
 from OpenSciDraw.store_files import Files, Folder, IsWhole, LocalFiles, LocalFolder, OpenFiles, Span
-from OpenSciDraw.utils.files import sha256_of
+from OpenSciDraw.utils.files import parse_json, sha256_of
 
 __all__ = [
     "EMPTY_PROMPT", "FIGURE_PARTS", "FIGURE_SCHEMA", "TEXT_PARTS", "TEXT_SCHEMA", "Contract", "EncodedStore", "Row", "ShardInfo",
@@ -93,7 +92,7 @@ class StoreTable:
             if text not in known:
                 known[text] = Contract.from_json(text)
                 next(iter(known.values())).require(known[text], parts, self.shards[number])
-            self._is_finite.append(_is_finite(json.loads(reader.schema.metadata[b"facts"])))
+            self._is_finite.append(_is_finite(parse_json(reader.schema.metadata[b"facts"])))
             self._checksum_of.append(next(name for name in CHECKSUMS if name in reader.schema.names))
             for at in range(reader.num_record_batches):
                 batch = reader.get_batch(at)

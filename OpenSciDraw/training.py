@@ -34,7 +34,7 @@ from OpenSciDraw.utils.adapters import Adapters
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.compile_trial import compile_blocks, may_compile
 from OpenSciDraw.utils.ema import WeightAverage
-from OpenSciDraw.utils.files import naming_full_disk
+from OpenSciDraw.utils.files import naming_full_disk, parse_json
 from OpenSciDraw.utils.finite import Arriving, FiniteCheck
 from OpenSciDraw.utils.fp8 import use_fp8_products
 from OpenSciDraw.utils.launch import build_accelerator
@@ -99,7 +99,7 @@ class Training:
         """What the config changes in a run that goes on, before anything loads; checkpoints before 0.5.0 do not say."""
         if self.resume_from is None:
             return {}
-        self._saved = json.loads((self.resume_from / "trainer_state.json").read_text())
+        self._saved = parse_json((self.resume_from / "trainer_state.json").read_text())
         return resuming.changes(self._saved["settings"], self.config, self.resume_from) if "settings" in self._saved else {}
 
     # -- building -----------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class Training:
             "device": device_name(self.accelerator.device), "spread": self._spread().strip(" ()") or "one device",
             "trained_parameters": sum(p.numel() for p in self.parameters.values()), "lora_layers": len(self.layers),
             "rows": len(self.dataset), "held_out_rows": len(self.held_out),
-            "contract": None if contract is None else json.loads(contract.to_json()), "versions": versions(),
+            "contract": None if contract is None else parse_json(contract.to_json()), "versions": versions(),
             "set_at": {name: place for name, place in self.config.provenance.items() if place != "default"},
         }  # fmt: skip
 

@@ -17,6 +17,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.shards import what_is_damaged
 from OpenSciDraw.store import FIGURE_PARTS, TEXT_PARTS, StoreTable
+from OpenSciDraw.utils.sole_user import make_folder
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -52,11 +53,12 @@ def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[
         _LOG.info("%s: %d rows in %d shards, statistics of the first: %s", part, len(table), len(table.shards),
                   table.infos[0].facts["statistics"])  # fmt: skip
     if config is not None:
+        pictures = make_folder(Path(out) if out else folder / "verify")
         model = build_model(config, Place.here().device())
         model.load_vae()
         for part, table in tables.items():
             model.contract().require(table.contract, (part,), folder)
-        problems += _decode_samples(model, tables["latents"], samples, Path(out) if out else folder / "verify")
+        problems += _decode_samples(model, tables["latents"], samples, pictures)
     for problem in problems:
         _LOG.error("damaged: %s", problem)
     _LOG.info("%s: %s", folder, f"{len(problems)} problem(s)" if problems else "every shard is what was written")
@@ -75,7 +77,6 @@ def _missing_shards(table: StoreTable) -> list[str]:
 
 def _decode_samples(model: FigureModel, table: StoreTable, samples: int, out: Path) -> list[str]:
     """Decode evenly spaced rows and write them with their captions. Returns what is wrong with rows that cannot be read."""
-    out.mkdir(parents=True, exist_ok=True)
     problems = []
     rows = np.unique(np.linspace(0, len(table) - 1, min(samples, len(table))).astype(int)).tolist()
     for row in rows:

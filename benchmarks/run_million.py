@@ -98,10 +98,13 @@ class Synthetic:
         path, count = self.folder / kind / f"{number:05d}.parquet", len(columns["caption"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.zeros * count)  # tensors alone: it is only read by its index here
-        facts = {"work": "0" * 16, "rejected": [], "rows": count, "sha256": "0" * 64, "bytes": path.stat().st_size}
+        facts = {"work": "0" * 16, "rejected": [], "rows": count, "sha256": "0" * 64, "bytes": path.stat().st_size,
+                 "statistics": {"values": 1, "mean": 0.0, "std": 1.0}}  # fmt: skip
         checksums = np.full(count, CHECKSUMS["xxh3"](self.zeros), np.uint64)
         offsets, sizes = np.arange(count) * len(self.zeros), np.full(count, len(self.zeros))
         columns = {**columns, "shape": _lists(np.tile(TENSOR, (count, 1))), "xxh3": checksums, "offset": offsets, "nbytes": sizes}
+        if kind == "figures":
+            columns["content"] = pa.nulls(count, pa.binary(16))
         write_index(path, pa.table(columns, schema=index_schema(schema, CONTRACT, facts)))
 
 

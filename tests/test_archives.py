@@ -323,6 +323,19 @@ def test_a_zip_is_unpacked_like_a_tar_and_its_bombs_links_and_passwords_are_not(
         unpacked(package(lambda _: None)[:-30], tmp_path / "c")
 
 
+def test_a_zip_that_names_a_place_outside_of_itself_is_a_damaged_archive(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("main.tex", TEX)
+    for number, (at, offset) in enumerate([(42, 2**31), (42, 2**32 - 2), (-6, 2**31)]):  # of the first file; of the directory
+        data = bytearray(buffer.getvalue())
+        place = data.index(b"PK\x01\x02") + at if at > 0 else len(data) + at
+        data[place : place + 4] = offset.to_bytes(4, "little")
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(RejectedPaper, match="damaged archive"):
+            unpacked(bytes(data), tmp_path / str(number))
+
+
 def test_a_folder_is_used_in_place_within_its_number_of_files(tmp_path: Path) -> None:
     put(tmp_path / "p", "main.tex", "a.tex", ".git/objects/1", ".git/objects/2")
     source = PaperSource("p", tmp_path / "p")

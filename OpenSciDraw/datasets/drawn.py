@@ -27,6 +27,8 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
+from OpenSciDraw.utils.sole_user import make_folder
+
 from ..errors import UserError
 from . import drawn_house, drawn_kinds, drawn_plots, drawn_small
 from .drawn_canvas import Canvas
@@ -146,8 +148,7 @@ def write_folder(out: str | Path, count: int, seed: int, size: int, style: str =
 
     A line of `truth.jsonl` is the ground truth with the figure's `id` added.
     """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(out))
     with (folder / "truth.jsonl").open("w", encoding="utf-8") as truths:
         for figure in tqdm(iter_figures(count, seed, size, style), total=count, desc="drawing figures", unit="fig"):
             figure.image.save(folder / f"{figure.id}.png", compress_level=1)

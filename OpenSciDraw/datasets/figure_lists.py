@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
 import os
 import stat
@@ -22,6 +21,7 @@ from OpenSciDraw.datasets.figure_rows import ARROW_ERRORS, columns_of, resolve, 
 from OpenSciDraw.datasets.figures import FigureRef, FileRef, Rejection, RowRef
 from OpenSciDraw.datasets.row_filter import EDITED, SOURCE, RowFilter
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.files import parse_json
 
 _LOG = logging.getLogger("OpenSciDraw")
 IMAGE_COLUMNS = ("image", "file_name", "path", "image_path", "target_image_path")
@@ -174,7 +174,7 @@ def _tables(directory: Path, names: list[str]) -> list[str]:
     parquet = [name for name in names if name.lower().endswith(".parquet")]
     if "state.json" in names and "dataset_info.json" in names:
         try:
-            saved = json.loads((directory / "state.json").read_bytes())
+            saved = parse_json((directory / "state.json").read_bytes())
             return parquet + sorted(str(entry["filename"]) for entry in saved["_data_files"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{directory / 'state.json'} is not what `datasets` saves: {error!r}.") from error
@@ -189,7 +189,7 @@ def _sidecar(path: Path, beside: str | None, key: str | None) -> object:
     try:
         if record.suffix.lower() != ".json":
             return record.read_bytes()
-        values = json.loads(record.read_bytes())
+        values = parse_json(record.read_bytes())
     except OSError as error:
         return RejectedFigure(f"caption unreadable: {error}")
     except UnicodeDecodeError as error:
@@ -237,7 +237,7 @@ def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigur
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except (ValueError, RecursionError) as error:
                 yield number, RejectedFigure(f"not JSON: {error}")
                 continue

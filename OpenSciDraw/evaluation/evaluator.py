@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -25,7 +26,7 @@ from OpenSciDraw.evaluation.held_out import HeldOutLoss, HeldOutRows
 from OpenSciDraw.evaluation.results import WHOLE_SET, Results, digest
 from OpenSciDraw.evaluation.scoring import Drawn, score_pictures, score_set
 from OpenSciDraw.evaluation.summary import Measured, failures_of, summarize
-from OpenSciDraw.utils.files import write_json
+from OpenSciDraw.utils.files import json_objects, write_json
 from OpenSciDraw.utils.versions import versions
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from OpenSciDraw.export import Trained
 
 SUMMARY, SETTINGS, DRAWN, PICTURES = "evaluation.json", "settings.json", "drawn.jsonl", "pictures"
+_LOG = logging.getLogger("OpenSciDraw")
+_DRAWN_KEYS = {"id", "file", "prompt", "width", "height"}
 _SAMPLING = ("steps", "guidance", "seed", "negative_prompt")  # of the settings, what no weights depend on
 
 
@@ -97,7 +100,12 @@ class Evaluator:
     def _check_settings(self, in_use: bool) -> None:
         """The folder's settings must be today's, or be made so while it holds nothing."""
         path = self.folder / SETTINGS
-        before = json.loads(path.read_text()) if path.is_file() else self.identity
+        before = self.identity
+        if path.is_file():
+            found, broken = json_objects(b" ".join(path.read_bytes().splitlines()))
+            if broken or len(found) != 1:
+                raise UserError(f"{path} is damaged: how its pictures were drawn is not known. Choose another --out, or delete it.")
+            before = found[0]
         differences = [
             f"{name}: {before.get(name)!r} there, {self.identity.get(name)!r} now"
             for name in {**before, **self.identity}
@@ -120,8 +128,11 @@ class Evaluator:
         if len(whole) < len(raw):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        records = {record["id"]: record for record in map(json.loads, whole.splitlines())}
-        return {identity: record for identity, record in records.items() if (self.pictures / record["file"]).is_file()}
+        found, broken = json_objects(whole)
+        records = {record["id"]: record for record in found if _DRAWN_KEYS <= record.keys()}
+        if broken := broken + sum(not _DRAWN_KEYS <= record.keys() for record in found):
+            _LOG.warning("%s: %d line(s) cannot be read; their pictures are drawn again", path, broken)
+        return {identity: record for identity, record in records.items() if (self.pictures / str(record["file"])).is_file()}
 
     def _to_draw(self, drawn: Mapping[str, Mapping[str, Any]]) -> list[Example]:
         for example in self.examples:

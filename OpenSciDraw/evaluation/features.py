@@ -13,7 +13,6 @@ once is kept per picture in the user's cache folder (XDG_CACHE_HOME or ~/.cache,
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -31,7 +30,7 @@ from PIL import Image
 
 from OpenSciDraw.config import PACKAGED_FEATURES
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import unfinished
+from OpenSciDraw.utils.files import parse_json, unfinished
 
 Array = NDArray[np.float64]
 _BATCH = 16  # pictures
@@ -177,7 +176,7 @@ class FolderFeatures(Features):
             if not (self.folder / file).is_file():
                 raise UserError(f"{self.folder} has no {file}. {allowed}")
         try:
-            kind = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+            kind = parse_json((self.folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.folder / 'config.json'} names no model_type ({error}). {allowed}") from error
         self.name = re.sub(r"\W+", "_", f"{kind}_{self.folder.resolve().name}")

@@ -33,7 +33,7 @@ from PIL import Image
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import NotScored, PictureMetric, Scores
 from OpenSciDraw.registry import METRICS
-from OpenSciDraw.utils.files import write_json
+from OpenSciDraw.utils.files import parse_json, write_json
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import EvaluateConfig
@@ -157,7 +157,7 @@ def parse_answer(text: str, rubric: Mapping[str, Sequence[str]], directed: bool 
     """
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
-        answer = json.loads(fenced[1] if fenced else text)
+        answer = parse_json(fenced[1] if fenced else text)
     except (ValueError, RecursionError) as error:
         raise BadAnswer(f"the answer is not JSON: {text[:120]!r}") from error
     if not isinstance(answer, dict):
@@ -190,10 +190,12 @@ def _weight(axis: str, error: Any, items: int) -> float:
 
 # -- the endpoint -----------------------------------------------------------------------------------
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another address."""
+    """A redirect would carry the key to another address; it is not even read: what is no address raised ValueError."""
 
-    def redirect_request(self, *arguments: Any) -> None:
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _is_private(host: str) -> bool:
@@ -269,7 +271,7 @@ class Endpoint:
         if len(raw) > _MOST_BYTES:
             raise BadAnswer(f"the answer has more than {_MOST_BYTES} bytes")
         try:
-            answer = json.loads(raw)
+            answer = parse_json(raw)
             text = answer["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise BadAnswer(f"not an answer of a chat endpoint: {self._hide(raw.decode(errors='replace'))[:120]!r}") from error
@@ -386,7 +388,7 @@ class Judge(PictureMetric):
 def _read_cached(file: Path) -> str:
     """The kept answer's text; "" where there is none."""
     try:
-        answer = json.loads(file.read_text(encoding="utf-8"))
+        answer = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     text = answer.get("text") if isinstance(answer, dict) else None

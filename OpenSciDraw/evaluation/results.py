@@ -9,6 +9,7 @@ is one line with the id '*' and scores {name: [value, low, high]}.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.evaluation.examples import Example
+from OpenSciDraw.utils.files import json_objects
+
+_LOG = logging.getLogger("OpenSciDraw")
 
 FILE = "results.jsonl"
 WHOLE_SET = "*"  # the id of a set's result
@@ -64,11 +68,15 @@ class Results:
         """A last line that was cut off by the end of a process is taken away, and measured again."""
         raw = self.path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            values = json.loads(line)
-            values["scores"] = {name: tuple(numbers) for name, numbers in values["scores"].items()}
-            result = Result(**values)
-            self._by_key[result.metric, result.id] = result
+        found, broken = json_objects(whole)
+        for values in found:
+            try:
+                result = Result(**{**values, "scores": {name: tuple(numbers) for name, numbers in values["scores"].items()}})
+                self._by_key[result.metric, result.id] = result
+            except (TypeError, KeyError, AttributeError):
+                broken += 1
+        if broken:
+            _LOG.warning("%s: %d line(s) cannot be read; what they said is measured again", self.path, broken)
         if len(whole) < len(raw):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store import Contract
 from OpenSciDraw.utils.checkpoint import FULL_STEM, TensorReader
+from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.text_codec import CODECS
 
 if TYPE_CHECKING:
@@ -141,23 +142,30 @@ def fingerprint(folder: Path) -> str | None:
     digest = hashlib.sha256()
     rows: list[str] = []
     for path in files:
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            if header_size > 100_000_000:
-                raise UserError(f"{path}: not a safetensors file (header of {header_size} bytes).")
-            header = json.loads(file.read(header_size))
-            for name, info in header.items():
-                if name == "__metadata__":
-                    continue
-                start, end = info["data_offsets"]
-                windows = []
-                for at in (start, (start + end) // 2, max(start, end - 64)):
-                    file.seek(8 + header_size + at)
-                    windows.append(file.read(min(64, end - at)).hex())
-                rows.append(f"{name} {info['dtype']} {info['shape']} {windows}")
+        try:
+            rows += _tensor_rows(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged, or no safetensors file ({type(error).__name__}). Copy it again.") from error
     for row in sorted(rows):  # independent of how the tensors are spread over files
         digest.update(row.encode())
     return digest.hexdigest()[:16]
+
+
+def _tensor_rows(path: Path) -> Iterator[str]:
+    """A line for each tensor of a safetensors file: name, type, shape, and a few of its bytes."""
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if header_size > 100_000_000:
+            raise ValueError(f"a header of {header_size} bytes")
+        for name, info in parse_json(file.read(header_size)).items():
+            if name == "__metadata__":
+                continue
+            start, end = info["data_offsets"]
+            windows = []
+            for at in (start, (start + end) // 2, max(start, end - 64)):
+                file.seek(8 + header_size + at)
+                windows.append(file.read(min(64, end - at)).hex())
+            yield f"{name} {info['dtype']} {info['shape']} {windows}"
 
 
 def tokenizer_fingerprint(folder: Path) -> str | None:
@@ -170,7 +178,7 @@ def tokenizer_fingerprint(folder: Path) -> str | None:
     if template.is_file():
         content.append(template.read_bytes())
     elif settings.is_file():
-        content.append(json.dumps(json.loads(settings.read_bytes()).get("chat_template")).encode())
+        content.append(json.dumps(parse_json(settings.read_bytes()).get("chat_template")).encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in content)).hexdigest()[:16]
 
 

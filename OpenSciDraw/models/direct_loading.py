@@ -6,7 +6,6 @@ memory and each tensor is read onto the device and cast there; the result is the
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.checkpoint import FULL_STEM, TensorReader, weight_file_names
+from OpenSciDraw.utils.files import parse_json
 
 if TYPE_CHECKING:
     from OpenSciDraw.models.base import ModelSource
@@ -46,7 +46,7 @@ def local_folder(source: ModelSource, part: str) -> Path | None:
 
 
 def _shards(index: Path) -> list[str]:
-    return list(json.loads(index.read_text())["weight_map"].values())
+    return list(parse_json(index.read_text())["weight_map"].values())
 
 
 def _fetch(source: ModelSource, part: str, name: str) -> Path | None:

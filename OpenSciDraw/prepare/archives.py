@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePosixPath
@@ -272,7 +273,7 @@ def _unpack_stream(raw: Any, folder: Path, limits: Limits, notes: list[str], dep
         with tarfile.open(fileobj=raw, mode="r|") as archive:
             _write_files(_tar_files(archive, _bounded(archive, limits)), folder, limits, notes)
     elif head.startswith(b"PK\x03\x04") and not depth:
-        with zipfile.ZipFile(raw) as package:
+        with _offsets_inside(), zipfile.ZipFile(raw) as package:
             _write_files(_zip_files(package, _bounded(package.infolist(), limits)), folder, limits, notes)
     elif b"%PDF-" in head[:64]:
         raise RejectedPaper("no source: the paper is a PDF only")
@@ -313,7 +314,24 @@ def _zip_files(package: zipfile.ZipFile, members: Iterable[zipfile.ZipInfo]) -> 
     for member in members:
         is_file = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG) and not member.flag_bits & 1
         if not member.is_dir():
-            yield member.filename, package.open(member) if is_file else None
+            with _offsets_inside():
+                stream = package.open(member) if is_file else None
+            yield member.filename, stream
+
+
+@contextmanager
+def _offsets_inside() -> Iterator[None]:
+    """A zip names places in itself; those before its beginning are the system's error, not zipfile's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("it names a place outside of itself") from error
+    except ValueError as error:  # the same, of a stream in memory
+        if "seek" not in str(error):
+            raise
+        raise zipfile.BadZipFile("it names a place outside of itself") from error
 
 
 def _write_files(files: Iterable[_File], folder: Path, limits: Limits, notes: list[str]) -> None:

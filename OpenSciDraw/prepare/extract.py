@@ -24,7 +24,7 @@ from OpenSciDraw.prepare.measure import MEASUREMENT_FIELDS, measure
 from OpenSciDraw.prepare.render import Picture, RejectedPicture, render
 from OpenSciDraw.prepare.settings import PrepareSettings
 from OpenSciDraw.prepare.tikz import compile_tikz
-from OpenSciDraw.utils.files import sync_to_disk
+from OpenSciDraw.utils.files import parse_json, sync_to_disk
 
 VERSION = 1  # of what is extracted: another one extracts again
 EXTRACTED = pa.schema(
@@ -204,7 +204,7 @@ def read_facts(path: Path) -> ShardFacts | None:
     """What a file of extracted/ says of itself; None where it is not there."""
     if not path.exists():
         return None
-    facts = json.loads(pq.read_metadata(path).metadata[b"extracted"])
+    facts = parse_json(pq.read_metadata(path).metadata[b"extracted"])
     dropped = [Dropped(**entry) for entry in facts.pop("dropped")]
     return ShardFacts(dropped=dropped, **facts)
 

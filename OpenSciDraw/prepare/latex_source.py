@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from OpenSciDraw.prepare.settings import Limits
+from OpenSciDraw.utils.files import parse_json
 
 GRAPHICS = (".pdf", ".png", ".jpg", ".jpeg", ".eps", ".ps", ".svg", ".gif", ".tif", ".tiff", ".bmp", ".webp")
 _SKIPPED_FOLDERS = frozenset({".git", ".svn", ".hg", "node_modules", "__pycache__", "__MACOSX"})
@@ -151,7 +151,7 @@ class Project:
 
 def _json_uses(text: str) -> list[tuple[str, str]]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError):
         return []
     sources = content.get("sources", []) if isinstance(content, dict) else []

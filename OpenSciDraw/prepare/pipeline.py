@@ -50,7 +50,7 @@ from OpenSciDraw.prepare.isolation import end_all
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection, select
 from OpenSciDraw.prepare.settings import Limits, PrepareSettings
 from OpenSciDraw.prepare.tikz import find_tex_engine
-from OpenSciDraw.utils.files import sync_to_disk
+from OpenSciDraw.utils.files import parse_json, real, sync_to_disk
 from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -110,7 +110,7 @@ def prepare(sources: Sequence[str | Path], out: Path, settings: PrepareSettings,
     Raises:
         UserError: no papers, nothing kept, an output folder among the sources or with other papers in it.
     """
-    if any(out.resolve().is_relative_to(Path(source).expanduser().resolve()) for source in sources):
+    if any(real(out).is_relative_to(real(Path(source).expanduser())) for source in sources):
         raise UserError(f"--out {out} lies inside a source: its pictures would be taken for a paper's. Choose a folder outside.")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file. Choose a folder.")
@@ -175,7 +175,7 @@ def _licences(metadata: str | None, papers: Sequence[PaperSource]) -> dict[str, 
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(tqdm(lines, desc="metadata", unit="paper"), 1):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 identity, licence = str(entry["id"]).replace("/", ""), entry.get("license")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not an object with `id` and `license` ({error!r}).") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.config_text import saved_values
+from OpenSciDraw.utils.files import json_objects, parse_json, real
 
 _STEP = re.compile(r"step_(\d+)$")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -87,7 +87,7 @@ def read_run(folder: Path) -> RunData:
             run.evaluations.append((file.parent.name, found))
     run.evaluations.sort(key=lambda item: str(item[1].get("created", "")))
     root = Path(str(run.config.get("image_output_dir") or folder / "validation_images"))
-    if folder.resolve() not in root.resolve().parents:  # another's config could name any folder of this machine
+    if real(folder) not in real(root).parents:  # another's config could name any folder of this machine
         run.remarks.append(f"image_output_dir = {str(root)!r} lies outside of the run: its pictures are not shown.")
         root = folder / "validation_images"
     for path in sorted(root.glob("step_*")) if root.is_dir() else []:
@@ -123,19 +123,9 @@ def _config(file: Path, remarks: list[str]) -> dict[str, Any]:
 def _json_lines(file: Path, remarks: list[str]) -> list[dict[str, Any]]:
     """Objects of a file of lines; a line that is none, as the last one of a run that was killed, is left out."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        found, broken = json_objects(file.read_bytes())
     except OSError:
         return []
-    found, broken = [], 0
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            found.append(row)
-        else:
-            broken += bool(line.strip())
     if broken:
         remarks.append(f"{file.name}: {broken} line(s) could not be read and were left out.")
     return found
@@ -143,7 +133,7 @@ def _json_lines(file: Path, remarks: list[str]) -> list[dict[str, Any]]:
 
 def _json(file: Path, remarks: list[str]) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         remarks.append(f"{file.parent.name}/{file.name} cannot be read: {error}.")
         return None

@@ -17,8 +17,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import disk_is_full, let_read, naming_full_disk, sha256_of, sync_to_disk
+from OpenSciDraw.utils.files import disk_is_full, let_read, naming_full_disk, parse_json, sha256_of, sync_to_disk
 from OpenSciDraw.utils.sharding import gathered
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -120,7 +121,7 @@ class TensorReader:
         index = folder / index_name
         place = str(device) if device is not None and device.type == "cuda" else "cpu"  # safetensors knows no cpu:0
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [single]
+            names = sorted(set(parse_json(index.read_text())["weight_map"].values())) if index.exists() else [single]
             if any(Path(name).name != name for name in names):
                 raise UserError(f"{index}: its file names must lie in its own folder.")
             self._handles = [safe_open(folder / name, framework="pt", device=place) for name in names]
@@ -195,7 +196,7 @@ def load_tree(path: Path, place: Place | None = None) -> Any:
             return {key: fill(value, (*keys, key)) for key, value in node["__dict__"]}
         return [fill(value, (*keys, at)) for at, value in enumerate(node)] if isinstance(node, list) else node
 
-    return fill(json.loads(path.with_suffix(".json").read_text()), ())
+    return fill(parse_json(path.with_suffix(".json").read_text()), ())
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def check(folder: Path) -> None:
     if not manifest.exists():
         raise DamagedCheckpoint(f"{folder}: manifest.json is missing")
     try:
-        hashes = json.loads(manifest.read_text())
+        hashes = parse_json(manifest.read_text())
     except ValueError as error:
         raise DamagedCheckpoint(f"{manifest}: {error}") from error
     paths = [folder / name for name in hashes]
@@ -310,6 +311,16 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
         raise UserError(f"Every checkpoint in {output_dir} is damaged ({names}). Set resume_from_checkpoint = None to start over.")
     _LOG.info("resume_from_checkpoint = 'latest': no checkpoint in %s yet, so this run starts at step 0", output_dir)
     return None
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, opened. Raises UserError where it is not there or not readable."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error}).") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

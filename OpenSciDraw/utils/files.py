@@ -51,6 +51,34 @@ def locked(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
+def real(path: Path) -> Path:
+    """The path without links; of one that goes in a circle, as far as it can be followed (Path.resolve raises there)."""
+    return Path(os.path.realpath(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` of a text of unknown origin. Raises ValueError, also where it is nested deeper than Python follows."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def json_objects(lines: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a file of JSON lines, and how many of its lines that are not empty are none: cut, damaged, something else."""
+    found, broken = [], 0
+    for line in lines.splitlines():
+        try:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            found.append(row)
+        else:
+            broken += bool(line.strip())
+    return found, broken
+
+
 def unfinished_mark() -> str:
     """Ends the names of what this thread is making and a killed process would leave behind: `clear_unfinished`."""
     return f".{os.getpid()}-{threading.get_ident()}.unfinished"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.utils import trainable
+from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.precision import compute_throughout
 from OpenSciDraw.utils.sharding import repeated_blocks
 
@@ -72,7 +72,7 @@ def _from_file(path: Path) -> Any:
     from diffusers import BitsAndBytesConfig
 
     try:
-        given = json.loads(path.read_text())
+        given = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"bnb_quantization_config_path: {path} cannot be read as JSON ({error}).") from error
     known = set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -16,7 +17,9 @@ from tqdm import tqdm
 
 from OpenSciDraw import flow
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput
-from OpenSciDraw.utils.files import write_json
+from OpenSciDraw.utils.files import json_objects, parse_json, write_json
+
+_LOG = logging.getLogger("OpenSciDraw")
 
 
 class RunLog:
@@ -130,15 +133,8 @@ class RunLog:
 
 def _events(path: Path) -> set[tuple[str, int]]:
     """(name, step) of each event in metrics.jsonl; lines that are none, or cut, are passed over."""
-    found = set()
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "event" in row:
-            found.add((str(row["event"]), row.get("step", -1)))
-    return found
+    rows = json_objects(path.read_bytes())[0] if path.exists() else []
+    return {(str(row["event"]), row.get("step", -1)) for row in rows if "event" in row}
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -152,7 +148,13 @@ def peak_memory_gb(device: torch.device) -> float:
 def save_session(folder: Path, session: dict[str, Any]) -> None:
     """Add one start of training to `run.json`: {"sessions": [...]}, one for each time that the command was run."""
     file = folder / "run.json"
-    sessions = json.loads(file.read_text())["sessions"] if file.exists() else []
+    sessions: list[Any] = []
+    if file.exists():
+        try:
+            sessions = parse_json(file.read_bytes())["sessions"]
+        except (ValueError, KeyError, TypeError) as error:
+            file.rename(damaged := file.with_suffix(".damaged.json"))
+            _LOG.warning("%s is damaged (%s): kept as %s, and begun anew", file, type(error).__name__, damaged.name)
     write_json(file, {"sessions": [*sessions, session]})
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import clear_unfinished
+from OpenSciDraw.utils.files import clear_unfinished, parse_json
 
 _LOG = logging.getLogger("OpenSciDraw")
 BEAT_SECONDS, WATCH_SECONDS = 10.0, 35.0
+_CHILDREN_SECONDS = 10.0
 _SIZE = 1024  # bytes of the file: always written whole
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # a file system without flock
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
@@ -88,6 +89,13 @@ def sole_run(folder: str) -> Iterator[None]:
         yield
 
 
+def make_folder(folder: Path) -> Path:
+    """The folder, which is made. Raises UserError as `writable`."""
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
     """Raises UserError where the system refuses to write into `folder`: no right, read-only, a file in the way, a full disk."""
@@ -119,13 +127,20 @@ def _take(path: Path, mine: dict[str, Any]) -> int:
 
 
 def _lock(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            _refuse(path, _read(path))
-        if error.errno not in _NO_LOCKS:
-            raise
+    end = time.monotonic() + _CHILDREN_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return None
+            if error.errno not in _HELD:
+                raise
+        holder = _read(path)
+        is_dead = holder.get("kernel") == _kernel() and holder.get("born") != _born(holder.get("process"))
+        if not is_dead or time.monotonic() > end:
+            _refuse(path, holder)
+        time.sleep(0.05)  # it was killed: a child that it had just begun to fork lets go in a moment
 
 
 def _is_still(handle: int, path: Path) -> bool:
@@ -202,7 +217,7 @@ def _read(path: Path) -> dict[str, Any]:
     """What the holder wrote; empty where there is no holder, or nothing that can be read."""
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(_SIZE) or b"{}")
+            found = parse_json(file.read(_SIZE) or b"{}")
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from OpenSciDraw.config import Config
@@ -24,7 +22,7 @@ from OpenSciDraw.registry import MODELS
 from OpenSciDraw.utils import checkpoint
 from OpenSciDraw.utils.adapters import ADAPTER, AdaptedLinear
 from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
-from OpenSciDraw.utils.files import unfinished
+from OpenSciDraw.utils.files import parse_json, unfinished
 from OpenSciDraw.utils.sharding import copy_into, gathered
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
@@ -263,7 +261,8 @@ def load_pretrained(transformer: Any, config: Config) -> None:
 
 def attach_lora(pipe: Any, file: Path) -> None:
     """Load a LoRA file into a pipeline to draw with it: diffusers makes its layers in training mode, with dropout active."""
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    with checkpoint.open_tensors(file):  # a damaged one is named, before diffusers looks at it
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     pipe.transformer.eval()
 
 
@@ -282,6 +281,6 @@ def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) ->
 
 def lora_alpha(file: Path) -> float | None:
     """The alpha that a diffusers LoRA file states in its metadata, or None."""
-    with safe_open(file, framework="pt") as handle:
-        metadata = json.loads((handle.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    with checkpoint.open_tensors(file) as handle:
+        metadata = parse_json((handle.metadata() or {}).get("lora_adapter_metadata", "{}"))
     return metadata.get("transformer.lora_alpha")
