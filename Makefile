@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo pretrain test test-slow lint bench gpu schema jobs clean
+.PHONY: setup demo pretrain test test-slow lint soak bench gpu schema jobs clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -27,6 +27,9 @@ test-slow: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy OpenSciDraw train_OpenSciDraw_loop.py train_OpenSciDraw_fulltune.py demo.py pretrain.py benchmarks jobs
+
+soak: setup
+	$(RUN) benchmarks/run_soak.py --kills $(or $(N),100)
 
 bench: setup
 	$(RUN) benchmarks/run_all.py

@@ -39,6 +39,7 @@ __all__ = ["ALIASES", "RETIRED", "format_config", "load_config", "load_saved_con
 
 COMMAND_LINE = "--cfg_options"
 MISSING = "missing: a run needs it"
+_TRAIN, _PUBLISHED = "train_iteration_func_name", "ArXiVHFDatasetUnified"
 _REQUIRED: dict[str, Any] = {"pretrained_model_name_or_path": "?", "dataset": {"base_dir": "."}}
 
 ALIASES = {
@@ -52,6 +53,7 @@ ALIASES = {
     "log_steps": "logging_steps",
     "output_dir": "model_output_dir",
     "log_with": "report_to",
+    "init_weights_path": "pretrained_full_ckpt_path",
 }
 # Keys of existing configs that do nothing here, with what to say beside that.
 RETIRED = dict.fromkeys(
@@ -62,6 +64,7 @@ RETIRED = dict.fromkeys(
     ),
     "",
 ) | {
+    "ema_on_gpu": "The average lies where the trained weights do.",
     "vae_scale_factor": "It is the VAE's own.",
     "validation_vae_path": "Validation decodes with the model's VAE.",
     "dataset.vae_scaling_factor": "Latents are normalised as the model's VAE says.",
@@ -129,6 +132,7 @@ def _checked(
     _merge(layer, _read_overrides(overrides, problems))
     _drop_retired(layer)
     _drop_none(layer)
+    _take_published_dataset(layer)
     _take_old_names(layer)
     if not complete:
         _stand_in(layer)
@@ -404,6 +408,11 @@ def _take_old_names(layer: _Layer) -> None:
         place = layer.places.get("validation_func_name", "?")
         warn_once(f"{place}: validation_func_name = {validation!r} is an objective: generic_validation_func is taken")
         del values["validation_func_name"]
+    if "fulltune" in str(train) and values.get("use_lora", True) is True and not _set_together(layer, "use_lora", _TRAIN):
+        place = layer.places.get(_TRAIN, "?")
+        other = layer.places.get("use_lora", "the default")
+        warn_once(f"{place}: {train} trains all weights: use_lora = False is taken, not the True of {other}")
+        values["use_lora"] = False
     data = values.get("dataset")
     if not isinstance(train, str) or not isinstance(data, dict):
         return
@@ -413,6 +422,35 @@ def _take_old_names(layer: _Layer) -> None:
         place, when = layer.places.get("train_iteration_func_name", "?"), "while training" if online else "beforehand"
         warn_once(f"{place}: {other} is taken, since the figures of this dataset are encoded {when}")
         values["train_iteration_func_name"] = other
+
+
+def _set_together(layer: _Layer, one: str, other: str) -> bool:
+    """Whether two keys were set in one file (or on the command line)."""
+    files = [layer.places.get(name, name).rpartition(":")[0] or layer.places.get(name, name) for name in (one, other)]
+    return one in layer.places and files[0] == files[1]
+
+
+def _take_published_dataset(layer: _Layer) -> None:
+    """`ArXiVHFDatasetUnified` reads a published list, its pictures and caches beside them: here, a store is made of it first."""
+    data = layer.values.get("dataset")
+    if not isinstance(data, dict) or data.get("type") != _PUBLISHED:
+        return
+    root, splits, quality = str(data.pop("data_root", ".")), data.pop("splits", []), data.pop("quality_filter", None)
+    splits = [splits] if isinstance(splits, str) else list(splits)
+    sizes = [int(end) for end in (split.rpartition("_")[2] for split in splits) if end.isdecimal()]
+    encode: dict[str, Any] = {"figures": f"{root}/metadata.parquet"}
+    encode |= {"where": {"split": splits}} if splits else {}
+    encode |= {"min_quality": str(quality).lower()} if quality else {}
+    encode |= {"resolution": max(sizes)} if sizes else {}
+    layer.values["encode"] = {**encode, **layer.values.get("encode", {})}
+    data |= {"type": "ArXiVParquetDatasetV2", "base_dir": root, "parquet_base_path": f"scienceflow_{'_'.join(splits) or 'all'}"}
+    place = layer.places.get("dataset.type", layer.places.get("dataset", "?"))
+    for name in [name for name in layer.places if name.startswith("dataset.") and name.partition(".")[2] not in data]:
+        del layer.places[name]
+    layer.places |= {"encode": place}
+    _filled(layer)
+    store = f"{root}/{data['parquet_base_path']}"
+    warn_once(f"{place}: {_PUBLISHED}: `scienceflow encode` makes a store of {encode['figures']}, in {store}, to train on")
 
 
 def _stand_in(layer: _Layer) -> None:

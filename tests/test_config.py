@@ -128,7 +128,7 @@ def test_a_wrong_line_is_refused_with_its_place_and_a_remedy(write: Write, line:
         ("validation_func_name = 'generic'", "Did you mean 'generic_validation_func'?"),
         ("train_iteration_func_name = 'x'", "Unknown train_iteration_func_name 'x'"),
 
-        ("train_iteration_func_name = 'Flux2Klein_fulltune_train_iteration'", "use_lora is True"),
+        ("train_iteration_func_name = 'Flux2Klein_fulltune_train_iteration'\nuse_lora = True", "use_lora is True"),
         ("transformer_cfg = dict(type='QwenImageTransformer2DModel')", "'Flux2Transformer2DModel'"),
         ("use_parquet_dataset = False", "Set it to True."),
         ("dataset = dict(_delete_=True)", "base_dir is missing"),
@@ -556,6 +556,61 @@ def test_a_file_that_others_build_on_is_refused_as_a_run_and_printed(write: Writ
     printed = format_config(load_config(path, complete=False))
     assert "pretrained_model_name_or_path = '?'  # missing: a run needs it" in printed and "seed = 7  # c.py:1" in printed
     assert re.search(r"dataset\.(base_dir|figures) = '.*'  # missing: a run needs it", printed)
+
+
+# -- the configs of its successor ------------------------------------------------------------------
+SUCCESSOR_BASE = "seed = 42\nmodel_type = 'QwenImage'\npretrained_model_name_or_path = 'Qwen/Qwen-Image-2512'\nuse_lora = True\n"
+SUCCESSOR_STAGE_1 = """
+_base_ = ['base_config.py']
+model_type = 'Flux2Klein'
+pretrained_model_name_or_path = 'black-forest-labs/FLUX.2-klein-base-9B'
+transformer_cfg = dict(type='Flux2Transformer2DModel')
+init_weights_path = '/data/checkpoint-140000/ema_weights.pt'
+use_parquet_dataset = True
+dataset_cfg = dict(type='ArXiVHFDatasetUnified', data_root='/data/set', splits=['gen_1024'], quality_filter='High', num_workers=8)
+sampler_cfg = dict(type='DistributedBucketSamplerV2', dataset=None, batch_size=2, num_replicas=1, rank=0, shuffle=True)
+train_iteration_func = 'Flux2Klein_fulltune_train_iteration'
+train_batch_size = 2
+max_train_steps = 200000
+gradient_checkpointing = False
+optimizer = 'adamw'
+learning_rate = 1e-5
+lr_scheduler = 'constant_with_warmup'
+lr_warmup_steps = 1000
+use_ema = True
+ema_on_gpu = False
+mixed_precision = 'no'
+max_sequence_length = 1024
+dataloader_num_workers = 8
+pin_memory = True
+model_output_dir = '/data/run'
+output_dir = model_output_dir
+log_with = 'wandb'
+tracker_project_name = 'P'
+tracker_run_name = 'r'
+validation_func = 'Flux2Klein_fulltune_validation_func_parquet'
+validation_guidance_scale = 4.0
+"""
+
+
+def test_a_first_stage_of_the_successor_loads_and_says_how_its_list_becomes_a_store(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(SUCCESSOR_BASE, "base_config.py", whole=True)
+    config = load_config(write(SUCCESSOR_STAGE_1, whole=True))
+    assert config.use_lora is False and config.pretrained_full_ckpt_path == "/data/checkpoint-140000/ema_weights.pt"
+    assert (config.dataset.type, config.dataset.location) == ("ArXiVParquetDatasetV2", "/data/set/scienceflow_gen_1024")
+    encode = config.encode
+    assert (encode.figures, encode.where, encode.min_quality) == ("/data/set/metadata.parquet", {"split": ["gen_1024"]}, "high")
+    assert encode.resolution == 1024 and config.dataloader_num_workers == 8
+    for said in ("use_lora = False is taken, not the True of base_config.py:4", "makes a store of /data/set/metadata.parquet",
+                 "ema_on_gpu has no effect", "pin_memory has no effect"):  # fmt: skip
+        assert sum(said in record.message for record in caplog.records) == 1, said
+
+
+def test_a_full_fine_tuning_that_asks_for_lora_in_the_same_file_is_refused(write: Write) -> None:
+    text = "train_iteration_func_name = 'Flux2Klein_fulltune_train_iteration'\nuse_lora = True\n"
+    assert "trains all weights, but use_lora is True" in refusal(write(text))
 
 
 def test_packaged_features_are_names_and_no_paths() -> None:

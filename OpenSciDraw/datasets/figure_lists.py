@@ -19,7 +19,7 @@ import pyarrow as pa
 from OpenSciDraw.datasets.decode import RejectedFigure
 from OpenSciDraw.datasets.figure_rows import ARROW_ERRORS, columns_of, resolve, schema_of
 from OpenSciDraw.datasets.figures import FigureRef, FileRef, Rejection, RowRef
-from OpenSciDraw.datasets.row_filter import EDITED, SOURCE, RowFilter
+from OpenSciDraw.datasets.row_filter import SOURCE, RowFilter
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import parse_json
 
@@ -222,12 +222,12 @@ def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, 
         except RejectedFigure as error:
             listing.reject(where, f"{file}#{number}", str(error))
             continue
-        listing.add_file(path, row.get(columns["caption"] or ""), _bucket_of(row) if columns["image"] == EDITED else None)
+        listing.add_file(path, row.get(columns["caption"] or ""), _bucket_of(row))
     for kind, column in columns.items():
         if keys and column is None:
             raise listing.no_column(kind, keys, file)
     if keys:
-        listing.filter.columns(keys, file, columns["image"])
+        listing.filter.columns(keys, file)
 
 
 def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
@@ -271,7 +271,7 @@ def _add_table(listing: Listing, file: Path) -> None:
     by_path = _is_path(schema.field(image).type, file, image)
     own_id = name.decode() if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None and not by_path else None
     needed = [caption, *([image] if by_path else []), *([own_id] if own_id else [])]
-    names = list(dict.fromkeys([*needed, *listing.filter.columns(schema.names, file, image)]))
+    names = list(dict.fromkeys([*needed, *listing.filter.columns(schema.names, file)]))
     try:
         for number, values in enumerate(columns_of(file, names)):
             row = dict(zip(names, values, strict=True))

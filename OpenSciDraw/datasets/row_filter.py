@@ -22,7 +22,7 @@ class RowFilter:
         self._qualities = QUALITIES[QUALITIES.index(min_quality) :] if min_quality is not None else ()
         self._splits: Counter[str] = Counter()
 
-    def columns(self, found: Iterable[str], file: Path, image: str | None) -> list[str]:
+    def columns(self, found: Iterable[str], file: Path) -> list[str]:
         """Those of the columns of `file` that decide. Raises UserError when one that the config asks for is not there."""
         present = list(found)
         quality = [name for name in _QUALITY_COLUMNS if name in present][:1] if self.min_quality else []
@@ -32,8 +32,8 @@ class RowFilter:
             if name not in present:
                 raise self._missing(f"where = {dict(self.where)!r}", name, file, present)
         own = [_SPLIT] if _SPLIT in present else []
-        if image == EDITED:
-            own += [name for name in (SOURCE, "bucket_w", "bucket_h") if name in present]
+        own += [name for name in ("bucket_w", "bucket_h") if name in present]
+        own += [SOURCE, EDITED] if {SOURCE, EDITED} <= set(present) else []
         return list(dict.fromkeys([*quality, *self.where, *own]))
 
     @staticmethod
@@ -44,7 +44,7 @@ class RowFilter:
     def require_none(self, folder: Path) -> None:
         """Raises UserError when pictures without a list are to be filtered: nothing says what they are."""
         if self.min_quality or self.where:
-            self.columns([], folder, None)
+            self.columns([], folder)
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
         """Why a row is left out; None where it counts."""
@@ -53,7 +53,7 @@ class RowFilter:
                 return f"{name}: {_as_text(row.get(name))}, encode.where asks for {wanted!r}"
         if self._qualities:
             tier = _as_text(next((row[name] for name in _QUALITY_COLUMNS if name in row), None))
-            if tier not in self._qualities:
+            if tier.lower() not in self._qualities:
                 return f"quality: {tier}, under encode.min_quality"
         if row.get(_SPLIT) is not None:
             self._splits[_as_text(row[_SPLIT])] += 1

@@ -24,6 +24,7 @@ from OpenSciDraw.utils.adapters import ADAPTER, AdaptedLinear
 from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
 from OpenSciDraw.utils.files import parse_json, unfinished
 from OpenSciDraw.utils.sharding import copy_into, gathered
+from OpenSciDraw.utils.weights import Weights, open_weights
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
 
@@ -54,13 +55,14 @@ def count_trained(transformer: nn.Module, config: Config) -> int:
 
 def fill(model: FigureModel, config: Config) -> None:
     """Give a transformer that was built without weights (sharded training) those of the base and of a new adapter."""
+    base = {name.replace(".base_layer.", "."): p for name, p in model.transformer.named_parameters() if ".lora_" not in name}
     if config.pretrained_full_ckpt_path is not None:
-        folder = _full_folder(config.pretrained_full_ckpt_path)
+        given = config.pretrained_full_ckpt_path
+        _read_full(base, open_weights(given, base, config.huggingface_token), given)
     else:
         folder = model.component_files("transformer")
-    stem = FULL_STEM + (f".{model.source.variant}" if model.source.variant and config.pretrained_full_ckpt_path is None else "")
-    base = {name.replace(".base_layer.", "."): p for name, p in model.transformer.named_parameters() if ".lora_" not in name}
-    _read_full(base, TensorReader(folder, stem), folder)
+        stem = FULL_STEM + (f".{model.source.variant}" if model.source.variant else "")
+        _read_full(base, TensorReader(folder, stem), folder)
     initialise_lora(model.transformer, config.seed)
 
 
@@ -177,7 +179,7 @@ def load_weights(values: Mapping[str, Tensor], folder: Path, config: Config) -> 
         _read_full(values, TensorReader(folder / FULL_FOLDER, FULL_STEM), folder)
 
 
-def _read_full(values: Mapping[str, Tensor], reader: TensorReader, folder: Path) -> None:
+def _read_full(values: Mapping[str, Tensor], reader: Weights, folder: Path | str) -> None:
     there = {name: reader.shape(name) for name in reader.names if not name.endswith(STATISTICS)}
     _require_fit(values, there, folder, "Check the model it belongs to.")
     for name, tensor in values.items():
@@ -218,7 +220,8 @@ def lora_metadata(transformer: Any) -> dict[str, Any]:
 
     Without dropout: diffusers would build it in training mode, and every picture by `load_lora_weights` would be disturbed.
     """
-    return transformer.peft_config[ADAPTER].to_dict() | {"lora_dropout": 0.0}
+    stated = transformer.peft_config[ADAPTER].to_dict() | {"lora_dropout": 0.0}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in stated.items()}  # the same bytes each time
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
@@ -234,14 +237,6 @@ def lora_file(path: str) -> Path:
     return file
 
 
-def _full_folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    folder = folder / FULL_FOLDER if (folder / FULL_FOLDER).is_dir() else folder
-    if not folder.is_dir():
-        raise UserError(f"pretrained_full_ckpt_path = {path!r}: no such folder.")
-    return folder
-
-
 def load_pretrained(transformer: Any, config: Config) -> None:
     """Weights to start from, before the new adapter: a full checkpoint, a LoRA fused into the base.
 
@@ -249,8 +244,8 @@ def load_pretrained(transformer: Any, config: Config) -> None:
         UserError: the path is missing, or does not fit the model.
     """
     if config.pretrained_full_ckpt_path is not None:
-        folder = _full_folder(config.pretrained_full_ckpt_path)
-        _read_full(dict(transformer.named_parameters()), TensorReader(folder, FULL_STEM), folder)
+        given, parameters = config.pretrained_full_ckpt_path, dict(transformer.named_parameters())
+        _read_full(parameters, open_weights(given, parameters, config.huggingface_token), given)
     if config.pretrained_lora_ckpt_path is not None and config.fuse_pretrained_lora:
         file = lora_file(config.pretrained_lora_ckpt_path)
         transformer.load_lora_adapter(str(file.parent), weight_name=file.name, adapter_name="pretrained")
