@@ -196,7 +196,7 @@ def measure(stage: Stage, out: Path) -> None:
     begin = time.monotonic()
     process, stage.writes_at = start([*_scienceflow(), *stage.command(out)]), 0.0
     while process.poll() is None:
-        if not stage.writes_at and out.exists():
+        if not stage.writes_at and out.exists() and any(not path.name.startswith(".lock") for path in out.rglob("*")):
             stage.writes_at = time.monotonic() - begin
         time.sleep(0.02)
     assert process.stderr is not None
