@@ -31,6 +31,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
 KILLS_OF_A_RUN = 8
+STEPS = 10  # of training
 MARK = "SCIENCEFLOW_SOAK"
 LEFT = re.compile(r"\.unfinished|\.tmp|\.lock|\.part$|\.work$|\.text\.")
 MEASURED = {"time", "images_per_second", "data_wait_share", "memory_gb", "seconds", "seconds_per_picture", "created", "started",
@@ -66,6 +67,8 @@ def all_files(out: Path) -> dict[str, str]:
 def of_training(out: Path) -> dict[str, str]:
     """Tensors and pictures by their bytes; metrics without times, of each step the last line."""
     kept = {name: digest for name, digest in all_files(out).items() if name.endswith(".png")} | tensors(out)
+    last = f"checkpoint-{STEPS}"  # a stop leaves a checkpoint of its own among those that are kept
+    kept = {name: digest for name, digest in kept.items() if name.startswith(last) or not name.startswith("checkpoint-")}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines() if line.startswith("{")]
     metrics: dict[str, Any] = {}
     for row in rows:
@@ -117,7 +120,7 @@ def stages(inputs: Path) -> list[Stage]:
         return str(path)
 
     def training(out: Path, workers: int) -> list[str]:
-        return ["train", config(f"train{workers}", model_output_dir=str(out), max_train_steps=10, checkpointing_steps=2,
+        return ["train", config(f"train{workers}", model_output_dir=str(out), max_train_steps=STEPS, checkpointing_steps=2,
                                 checkpoints_total_limit=2, dataloader_num_workers=workers, use_ema=True)]  # fmt: skip
 
     def encoding(out: Path) -> list[str]:
@@ -129,7 +132,7 @@ def stages(inputs: Path) -> list[Stage]:
     run([*_scienceflow(), "train", config("trained", model_output_dir=str(trained), max_train_steps=2, checkpointing_steps=2)])
     return [
         Stage("train", lambda out: training(out, 0), of_training),
-        Stage("train, 2 workers", lambda out: training(out, 2), of_training),
+        Stage("train with workers", lambda out: training(out, 2), of_training),
         Stage("encode", encoding, all_files),
         Stage("repack", lambda out: ["repack", str(inputs / "store"), str(out), "--samples_per_shard", "5"], all_files),
         Stage("prepare", lambda out: ["prepare", str(inputs / "papers"), "--out", str(out), "--cfg_options", "papers_per_shard=2"],
@@ -244,7 +247,10 @@ def finish(stage: Stage, out: Path) -> list[str]:
 def soak(kills: int, wanted: list[str] | None, seed: int, folder: Path, results: Path) -> dict[str, Any]:
     """Stop the stages `kills` times together; the counts, and each difference, which are in `results` after each run."""
     draw = random.Random(seed)
-    chosen = [stage for stage in stages(folder) if wanted is None or stage.name in wanted]
+    known = {stage.name: stage for stage in stages(folder)}
+    if unknown := [name for name in wanted or () if name not in known]:
+        raise SystemExit(f"no such stage: {', '.join(unknown)}. There are: {', '.join(known)}.")
+    chosen = [known[name] for name in wanted or known]
     out = folder / "out"  # one place for all: configs and evaluations name it
     for stage in chosen:
         measure(stage, out)

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO
 
 
-@pytest.mark.parametrize("stage", ["train, 2 workers", "repack"])
+@pytest.mark.parametrize("stage", ["train with workers", "repack"])
 def test_a_stage_that_is_stopped_again_and_again_makes_the_same_bits_and_leaves_nothing(stage: str, tmp_path: Path) -> None:
     results = tmp_path / "soak.json"
     command = [sys.executable, str(REPO / "benchmarks" / "run_soak.py"), "--kills", "3", "--seed", "5", "--results", str(results)]
