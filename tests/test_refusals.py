@@ -5,6 +5,7 @@ No traceback: an exception that leaves the command fails the test.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -234,3 +235,14 @@ def test_damaged_results_are_measured_again_and_damaged_settings_refused(trained
                     for text in (summary, (folder / "evaluation.json").read_text()))  # fmt: skip
     assert first == again
     shutil.rmtree(other, ignore_errors=True)
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "1", "nested", "long", "null byte", "noise"])
+def test_a_damaged_manifest_is_a_damaged_checkpoint(manifest: str, tmp_path: Path) -> None:
+    from OpenSciDraw.utils.checkpoint import DamagedCheckpoint, check
+
+    others = {"nested": "[" * 100_000, "long": json.dumps({"x" * 300: "0"}), "null byte": json.dumps({"a\0b": "0"})}
+    content = others.get(manifest, manifest)
+    (tmp_path / "manifest.json").write_bytes(bytes(range(256)) if manifest == "noise" else content.encode())
+    with pytest.raises(DamagedCheckpoint, match="manifest.json|is missing"):
+        check(tmp_path)

@@ -265,17 +265,19 @@ def check(folder: Path) -> None:
     if not manifest.exists():
         raise DamagedCheckpoint(f"{folder}: manifest.json is missing")
     try:
-        hashes = parse_json(manifest.read_text())
-    except ValueError as error:
+        hashes = parse_json(manifest.read_bytes())
+        if not isinstance(hashes, dict):
+            raise ValueError("a list of hashes by file name is expected")
+        paths = [folder / name for name in hashes]
+        for path in paths:
+            if not path.is_file():
+                raise DamagedCheckpoint(f"{path} is missing")
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing holds no lock, so files go side by side
+            for path, digest, found in zip(paths, hashes.values(), pool.map(sha256_of, paths), strict=True):
+                if found != digest:
+                    raise DamagedCheckpoint(f"{path} is not the file that was written (sha256 differs)")
+    except (OSError, ValueError) as error:  # not JSON; a name that is too long, or none
         raise DamagedCheckpoint(f"{manifest}: {error}") from error
-    paths = [folder / name for name in hashes]
-    for path in paths:
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{path} is missing")
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing holds no lock, so files go side by side
-        for path, digest, found in zip(paths, hashes.values(), pool.map(sha256_of, paths), strict=True):
-            if found != digest:
-                raise DamagedCheckpoint(f"{path} is not the file that was written (sha256 differs)")
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
