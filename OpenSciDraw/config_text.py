@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from OpenSciDraw.config import SECRET_KEYS, Config
+from OpenSciDraw.config_names import ALIASES, RETIRED
 
 REDACTED = "'***'"
 _LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -95,8 +96,6 @@ def _default_text(field: FieldInfo, name: str) -> str:
 
 def schema_table() -> str:
     """Every key as markdown, a table for each group; then second spellings and keys without effect."""
-    from OpenSciDraw.config_file import ALIASES, RETIRED
-
     groups: dict[str, list[str]] = {}
     for name, field in all_fields().items():
         cells = [

@@ -372,7 +372,7 @@ def room(folder: Path, least: float, wanted: float, what: str, remedy: str) -> F
 
 def check_store(config: Config, model: FigureModel) -> Finding:
     """Whether the encoded rows were made by this model, as training checks it first."""
-    from OpenSciDraw.encode import store_folder
+    from OpenSciDraw.encode_work import store_folder
     from OpenSciDraw.store import EncodedStore
 
     if not config.use_parquet_dataset:

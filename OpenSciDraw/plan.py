@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.buckets import buckets
-from OpenSciDraw.encode import store_folder
+from OpenSciDraw.encode_work import store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.gpus import GPUS
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model

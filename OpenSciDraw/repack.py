@@ -33,7 +33,7 @@ from OpenSciDraw.datasets.arxiv_parquet import StoreRows
 from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.datasets.figures import Rejection, write_rejected
 from OpenSciDraw.datasets.legacy import LegacyRows
-from OpenSciDraw.encode import Place
+from OpenSciDraw.encode_work import Place
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.shards import (

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.encode import Place, store_folder
+from OpenSciDraw.encode_work import Place, store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.shards import what_is_damaged

@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from OpenSciDraw import encode
+from OpenSciDraw import encode, encode_shards, encode_work
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.buckets import Bucket
 from OpenSciDraw.datasets.drawn import write_folder
@@ -113,21 +113,21 @@ class Encoding:
         for work in self._figure_work(self.folder):
             by_bucket: defaultdict[Bucket, list[Tensor]] = defaultdict(list)
             for ref in work.items:
-                item = encode.prepare(ref, self.config.encode)
-                by_bucket[item.bucket].append(encode.to_model_range(item.pixels))
+                item = encode_shards.prepare(ref, self.config.encode)
+                by_bucket[item.bucket].append(encode_shards.to_model_range(item.pixels))
             for bucket in sorted(by_bucket):
                 batches += [torch.stack(part) for part in _parts(by_bucket[bucket])]
         return batches
 
-    def _figure_work(self, folder: Path) -> list[encode.Work]:
-        return encode._plan(folder / "figures", self.refs, self.config.encode.samples_per_shard, lambda ref: ref.id)
+    def _figure_work(self, folder: Path) -> list[encode_work.Work]:
+        return encode.plan_shards(folder / "figures", self.refs, self.config.encode.samples_per_shard, lambda ref: ref.id)
 
     def our_captions(self) -> float:
         self.run += 1
-        works = encode._plan(self._out() / "text", self.captions, self.config.encode.samples_per_shard, lambda text: text)
+        works = encode.plan_shards(self._out() / "text", self.captions, self.config.encode.samples_per_shard, lambda text: text)
         start = time.perf_counter()
         for work in works:
-            encode.encode_captions(self.model, work, self.contract, BatchSizes(BATCH_SIZE, self.model), tqdm(disable=True))
+            encode_shards.encode_captions(self.model, work, self.contract, BatchSizes(BATCH_SIZE, self.model), tqdm(disable=True))
         return time.perf_counter() - start
 
     def our_figures(self, workers: int) -> float:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from OpenSciDraw import flow
 from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.encode import to_model_range
+from OpenSciDraw.encode_shards import to_model_range
 from OpenSciDraw.models.base import FigureModel, ModelSource
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.utils import text_codec

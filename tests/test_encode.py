@@ -25,7 +25,7 @@ import torch
 from conftest import BASE, REPO, merged, write_config
 from PIL import Image
 
-from OpenSciDraw import encode, verify
+from OpenSciDraw import encode, encode_shards, verify
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.buckets import best_bucket, fit
@@ -435,14 +435,14 @@ def test_a_picture_that_was_replaced_by_one_of_the_same_size_is_encoded_again_an
 
 def test_a_store_of_an_earlier_version_goes_on(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shards know no max_upscale and no hash of a picture."""
-    plan = encode._plan
+    plan = encode.plan_shards
 
     def earlier(folder, items, size, identity, before=None):  # type: ignore[no-untyped-def]
         return plan(folder, items, size, before or identity)
 
     shutil.rmtree(copy / "figures")
     with monkeypatch.context() as patched:
-        patched.setattr(encode, "_plan", earlier)
+        patched.setattr(encode, "plan_shards", earlier)
         run_encode(tmp_path)
     before = finished(copy)
     run_encode(tmp_path)
@@ -582,7 +582,7 @@ def test_a_disk_that_is_full_ends_encoding_with_its_error_and_what_was_finished_
     part: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread writes; its error is the command's."""
-    write_shard, kept = encode.write_shard, {}
+    write_shard, kept = encode_shards.write_shard, {}
 
     def full(path: Path, *arguments, **options) -> int:  # type: ignore[no-untyped-def]
         if path == tmp_path / "store" / part / "00001.parquet":
@@ -591,7 +591,7 @@ def test_a_disk_that_is_full_ends_encoding_with_its_error_and_what_was_finished_
         return write_shard(path, *arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(encode, "write_shard", full)
+        patched.setattr(encode_shards, "write_shard", full)
         with pytest.raises(OSError, match="No space left"):
             run_encode(tmp_path)
     assert tmp_path / "store" / part / "00000.parquet" in kept and finished(tmp_path / "store") == kept

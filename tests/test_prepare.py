@@ -35,8 +35,9 @@ from OpenSciDraw.prepare.duplicates import representatives
 from OpenSciDraw.prepare.isolation import Crashed, TooMuch, run_isolated
 from OpenSciDraw.prepare.language import language_of
 from OpenSciDraw.prepare.measure import perceptual_hash
+from OpenSciDraw.prepare.picture import RejectedPicture
 from OpenSciDraw.prepare.pipeline import parse_settings, plan, prepare
-from OpenSciDraw.prepare.render import RejectedPicture, render
+from OpenSciDraw.prepare.render import render
 from OpenSciDraw.prepare.select import select
 from OpenSciDraw.prepare.settings import Limits, PrepareSettings
 

@@ -534,8 +534,8 @@ def test_lengths_by_which_captions_are_batched_are_those_that_decide_the_padding
 def test_captions_batched_by_length_lie_in_their_order_and_are_those_of_one_row(qwen: QwenImage) -> None:
     from tqdm import tqdm
 
-    from OpenSciDraw.encode import caption_batches
     from OpenSciDraw.encode_batches import BatchSizes
+    from OpenSciDraw.encode_shards import caption_batches
 
     captions = [f"{number}: " + "a box and an arrow, " * (number * 5 % 7) for number in range(11)]
     encoded = list(caption_batches(qwen, captions, BatchSizes(4, qwen), tqdm(disable=True)))

@@ -17,7 +17,8 @@ import pytest
 from conftest import SHARED
 from PIL import Image, ImageDraw
 
-from OpenSciDraw.prepare.render import Picture, RejectedPicture, crop_of, render
+from OpenSciDraw.prepare.picture import Picture, RejectedPicture
+from OpenSciDraw.prepare.render import crop_of, render
 from OpenSciDraw.prepare.settings import Limits
 from OpenSciDraw.prepare.tikz import compile_tikz, find_tex_engine
 

@@ -13,7 +13,7 @@ from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, list_figures
-from OpenSciDraw.encode import Prepared, prepare, to_model_range
+from OpenSciDraw.encode_shards import Prepared, prepare, to_model_range
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
 from OpenSciDraw.store import Contract

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from OpenSciDraw.datasets.decode import RejectedFigure
+from OpenSciDraw.datasets.figure_refs import FigureRef, FileRef, Rejection, RowRef
 from OpenSciDraw.datasets.figure_rows import ARROW_ERRORS, columns_of, resolve, schema_of
-from OpenSciDraw.datasets.figures import FigureRef, FileRef, Rejection, RowRef
 from OpenSciDraw.datasets.row_filter import SOURCE, RowFilter
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import parse_json

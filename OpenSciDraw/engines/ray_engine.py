@@ -30,8 +30,9 @@ from OpenSciDraw.errors import UserError
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config, EncodeConfig
     from OpenSciDraw.datasets.figures import FigureRef, Rejection
-    from OpenSciDraw.encode import Prepared, Work
     from OpenSciDraw.encode_batches import BatchSizes
+    from OpenSciDraw.encode_shards import Prepared
+    from OpenSciDraw.encode_work import Work
     from OpenSciDraw.models.base import FigureModel
     from OpenSciDraw.prepare.extract import ShardJob
     from OpenSciDraw.prepare.settings import PrepareSettings
@@ -200,7 +201,7 @@ class _Encoder:
     @cached_property
     def model(self) -> FigureModel:
         """Raises UserError when this machine's files are not those of the machine that wrote the contract."""
-        from OpenSciDraw.encode import Place
+        from OpenSciDraw.encode_work import Place
         from OpenSciDraw.models.base import build_model
         from OpenSciDraw.shards import recorded_precision
 
@@ -234,7 +235,7 @@ class _CaptionEncoder(_Encoder):
         model.load_text_encoder()
 
     def __call__(self, item: Item) -> Item:
-        from OpenSciDraw.encode import encode_captions
+        from OpenSciDraw.encode_shards import encode_captions
 
         work: Work = _unpack(item)
         before = self.model.truncated_prompts
@@ -249,7 +250,7 @@ class _FigureEncoder(_Encoder):
         model.load_vae()
 
     def __call__(self, item: Item) -> Item:
-        from OpenSciDraw.encode import figure_rows
+        from OpenSciDraw.encode_shards import figure_rows
 
         work: Work = _unpack(item)
         decoded = _decoded(work.items, self.config.encode)
@@ -272,7 +273,7 @@ def _decoded(refs: Sequence[FigureRef], encode_config: EncodeConfig) -> Iterator
 
 
 def _decode(folder: str, refs: Sequence[FigureRef], encode_config: EncodeConfig) -> list[Prepared | Rejection]:
-    from OpenSciDraw.encode import Decoder
+    from OpenSciDraw.encode_shards import Decoder
 
     _enter(folder)
     decoder = Decoder(refs, encode_config)
@@ -280,7 +281,7 @@ def _decode(folder: str, refs: Sequence[FigureRef], encode_config: EncodeConfig)
 
 
 def _write(item: Item) -> Item:
-    from OpenSciDraw.encode import write_figures
+    from OpenSciDraw.encode_shards import write_figures
 
     work, contract, rows, rejections = _unpack(item)
     write_figures(work, rows, rejections, contract)

@@ -21,7 +21,8 @@ from OpenSciDraw.prepare.archives import Dropped, PaperSource, RejectedPaper, un
 from OpenSciDraw.prepare.isolation import IsolationError, run_isolated
 from OpenSciDraw.prepare.latex import LatexFigure, read_figures
 from OpenSciDraw.prepare.measure import MEASUREMENT_FIELDS, measure
-from OpenSciDraw.prepare.render import Picture, RejectedPicture, render
+from OpenSciDraw.prepare.picture import Picture, RejectedPicture
+from OpenSciDraw.prepare.render import render
 from OpenSciDraw.prepare.settings import PrepareSettings
 from OpenSciDraw.prepare.tikz import compile_tikz
 from OpenSciDraw.utils.files import parse_json, sync_to_disk

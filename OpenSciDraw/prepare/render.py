@@ -15,7 +15,6 @@ import shutil
 import stat
 import time
 import zlib
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from PIL import Image
 
 from OpenSciDraw.datasets.decode import RejectedFigure, decode_picture
 from OpenSciDraw.prepare.isolation import TooMuch, run_program
+from OpenSciDraw.prepare.picture import Picture, RejectedPicture
 from OpenSciDraw.prepare.settings import Limits
 
 _MARGIN = 0.01  # of the longer side of what is drawn, left around it
@@ -45,27 +45,6 @@ _GHOSTSCRIPT = (
     *(f"-d{kind}ImageFilter=/FlateEncode" for kind in ("Color", "Gray")),
     *(f"-dDownsample{kind}Images=false" for kind in ("Color", "Gray", "Mono")),
 )  # fmt: skip
-
-
-class RejectedPicture(ValueError):
-    """A picture that cannot be used. The message is the reason: 'kind: details'."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG or JPEG file's bytes, its pixels (RGB) and whether it was drawn from a vector file."""
-
-    data: bytes
-    image: Image.Image
-    vector: bool
-
-    @property
-    def width(self) -> int:
-        return self.image.width
-
-    @property
-    def height(self) -> int:
-        return self.image.height
 
 
 def render(path: Path, *, dpi: int, max_side: int, limits: Limits, scratch: Path, page: int = 1, options: str = "") -> Picture:

@@ -8,6 +8,8 @@ from xml.parsers import expat
 
 from PIL import Image
 
+from OpenSciDraw.prepare.picture import RejectedPicture
+
 _MAX_BYTES = 20 * 2**20
 _MAX_DEPTH = 200  # of elements: the library that draws follows them by recursion
 _CSS_PIXEL = 96.0  # an inch
@@ -24,8 +26,6 @@ def draw_svg(data: bytes, dpi: int, max_side: int) -> Image.Image:
         RejectedPicture: not an SVG, too deep, with entities, or with references to other files.
     """
     import resvg_py
-
-    from OpenSciDraw.prepare.render import RejectedPicture
 
     try:
         if len(data) > _MAX_BYTES:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from OpenSciDraw.prepare.isolation import TooMuch, run_program
-from OpenSciDraw.prepare.render import RejectedPicture
+from OpenSciDraw.prepare.picture import RejectedPicture
 
 ENGINES = ("pdflatex", "tectonic")  # not lualatex or xelatex: Lua, and the programs that draw PDF, reach what TeX cannot
 _MAX_WRITTEN = 64 * 2**20  # bytes of any file that TeX writes, its log too

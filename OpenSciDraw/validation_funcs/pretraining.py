@@ -9,7 +9,7 @@ from PIL import Image
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.encode import to_model_range
+from OpenSciDraw.encode_shards import to_model_range
 from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText, Flux2KleinVAE
 from OpenSciDraw.registry import VALIDATION_FUNCS
 from OpenSciDraw.utils.launch import evaluating
