@@ -282,6 +282,8 @@ def test_a_huge_answer_and_a_hanging_server_are_failures(serve: Any, tmp_path: P
         (drips, "too long"),
         (lambda h, b: h.wfile.close(), "no answer"),
         (lambda h, b: send(h, 302, b"", Location="http://127.0.0.1:1/"), "HTTP 302"),
+        (lambda h, b: send(h, 301, b"", Location="http://[x]/"), "HTTP 301"),
+        (lambda h, b: send(h, 308, b"", Location="http://[x]/"), "HTTP 308"),
     ):
         with pytest.raises(NotScored, match=said):
             make(serve(step), tmp_path, judge_timeout=0.5, judge_retries=0).score(picture(), example())
