@@ -264,7 +264,7 @@ def soak(kills: int, wanted: list[str] | None, seed: int, folder: Path, results:
         stage = chosen[sum(c["runs"] for c in counts.values()) % len(chosen)]
         count = counts[stage.name]
         count["runs"] += 1
-        for _ in range(min(KILLS_OF_A_RUN, kills - done)):
+        for _ in range(min(KILLS_OF_A_RUN, kills - done, -(-kills // len(chosen)))):
             before = sum(count[name] for name in count if name.startswith("SIG"))
             problem = stop_once(stage, out, draw, count)
             done += sum(count[name] for name in count if name.startswith("SIG")) - before
