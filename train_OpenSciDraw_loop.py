@@ -11,7 +11,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from OpenSciDraw.errors import UserError, refusal_of
+from OpenSciDraw.errors import run_command
 from OpenSciDraw.quiet import start_logging
 
 
@@ -68,40 +68,36 @@ def loop(run) -> int:  # type: ignore[no-untyped-def]
 
 
 def main(argv: Sequence[str] | None = None, fixed: Sequence[str] = ()) -> int:
+    """Train; `fixed` options (key=value) win over those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="Python config file")
     parser.add_argument("--cfg_options", nargs="*", default=[], metavar="KEY=VALUE", help="override config keys")
     arguments = parser.parse_args(argv)
     start_logging()
     try:
-        from OpenSciDraw.config_file import load_config
-
-        config = load_config(arguments.config, [*arguments.cfg_options, *fixed])
-        from OpenSciDraw.startup import quick_imports, unused_libraries
-        from OpenSciDraw.utils.sole_user import sole_run
-
-        with sole_run(config.model_output_dir):
-            with quick_imports(unused_libraries(config)):
-                from OpenSciDraw.registry import MODELS
-                from OpenSciDraw.training import Training
-
-                MODELS.get(config.model_type)  # its classes of diffusers and transformers
-
-            code = train(Training(config))
-            gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten
-        return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        said = refusal_of(error)
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        return 2
+        return run_command(lambda: _main(arguments.config, [*arguments.cfg_options, *fixed]))
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _main(path: str, options: Sequence[str]) -> int:
+    from OpenSciDraw.config_file import load_config
+
+    config = load_config(path, options)
+    from OpenSciDraw.startup import quick_imports, unused_libraries
+    from OpenSciDraw.utils.sole_user import sole_run
+
+    with sole_run(config.model_output_dir):
+        with quick_imports(unused_libraries(config)):
+            from OpenSciDraw.registry import MODELS
+            from OpenSciDraw.training import Training
+
+            MODELS.get(config.model_type)  # its classes of diffusers and transformers
+
+        code = train(Training(config))
+        gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten
+    return code
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from OpenSciDraw import __version__
-from OpenSciDraw.errors import UserError, refusal_of
+from OpenSciDraw.errors import UserError, run_command
 from OpenSciDraw.quiet import start_logging
 
 Command = Callable[[argparse.Namespace], int]
@@ -18,17 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     start_logging()
     command: Command = arguments.command
-    try:
-        return command(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        said = refusal_of(error)
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        return 2
+    return run_command(lambda: command(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:

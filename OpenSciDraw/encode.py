@@ -120,7 +120,8 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     text_contract = replace(contract, latents={})
     missing_text = missing_shards(text_work, text_contract, TEXT_PARTS, target)
     missing_figures = missing_shards(figure_work, figures_contract, FIGURE_PARTS, target)
-    missing_figures += with_replaced_pictures([work for work in figure_work if work not in missing_figures], place)
+    numbers = {work.number for work in missing_figures}
+    missing_figures += with_replaced_pictures([work for work in figure_work if work.number not in numbers], place)
     missing_figures.sort(key=lambda work: work.number)
     _announce(model, encode, target, missing_text, missing_figures)
 

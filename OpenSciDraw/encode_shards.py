@@ -97,8 +97,9 @@ def prepare(ref: FigureRef, encode: EncodeConfig) -> Prepared:
     """Decode a figure and fit it into its bucket. Raises RejectedFigure."""
     given = ref if isinstance(ref, DrawnRef) else ref.read()
     image = load_figure(given, encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio)
-    named = Bucket(ref.bucket[1], ref.bucket[0]) if ref.bucket is not None else None
-    bucket = named if named in buckets(encode.resolution) else best_bucket(image.width, image.height, encode.resolution)
+    bucket = best_bucket(image.width, image.height, encode.resolution)
+    if ref.bucket is not None and (named := Bucket(ref.bucket[1], ref.bucket[0])) in buckets(encode.resolution):
+        bucket = named
     scale = min(bucket.width / image.width, bucket.height / image.height)
     if scale > encode.max_upscale:
         raise RejectedFigure(
@@ -146,7 +147,8 @@ def figure_rows(
     for items, latents in (batch for bucket in sorted(encoded) for batch in encoded[bucket]):
         for item, tensor in zip(items, latents.wait()[0], strict=True):
             if wrong := not_finite(tensor):
-                rejections.append(Rejection(item.ref.id, item.ref.source, f"latents that are not finite: {wrong}"))
+                content = None if item.content is None else item.content.hex()
+                rejections.append(Rejection(item.ref.id, item.ref.source, f"latents that are not finite: {wrong}", content))
             else:
                 rows.append(_figure_row(item, tensor))
     return rows, rejections

@@ -130,17 +130,16 @@ def with_replaced_pictures(works: Sequence[Work], place: Place) -> list[Work]:
     figures on another disk is not encoded again.
     """
     found = []
-    newer = {work.number: refs for work in share_of(list(works), place) if (refs := _newer_than_shard(work))}
+    newer = [(work, refs) for work in share_of(works, place) if (refs := _newer_than_shard(work))]
     if newer:
-        _LOG.info("%d figures are newer than their shards: comparing their content", sum(map(len, newer.values())))
-    for work in works:
-        refs = newer.get(work.number, [])
-        known = content_of_rows(work.path) if refs else {}
-        with ThreadPoolExecutor(_READERS) as pool:
+        _LOG.info("%d figures are newer than their shards: comparing their content", sum(len(refs) for _, refs in newer))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for work, refs in newer:
+            known = content_of_rows(work.path)
             others = [ref.id for ref, now in zip(refs, pool.map(content_of, refs), strict=True) if known.get(ref.id, now) != now]
-        if others:
-            _LOG.info("%s: %d of its figures are other pictures now (first: %s): encoded again", work.path, len(others), others[0])
-            found.append(work)
+            if others:
+                _LOG.info("%s: %d figures are other pictures now (first: %s): encoded again", work.path, len(others), others[0])
+                found.append(work)
     return found
 
 
@@ -149,6 +148,6 @@ def _newer_than_shard(work: Work) -> list[FigureRef]:
     return [ref for ref in work.items if ref.changed_ns > since]
 
 
-def share_of(works: list[Work], place: Place) -> list[Work]:
+def share_of(works: Sequence[Work], place: Place) -> list[Work]:
     """This process's part: by the shard's number, so that processes that start late agree with the others."""
     return [work for work in works if work.number % place.world_size == place.rank]

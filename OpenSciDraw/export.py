@@ -29,9 +29,9 @@ from OpenSciDraw.utils.checkpoint import (
     TensorWriter,
     list_checkpoints,
     load_tensors,
-    open_tensors,
+    lora_config,
 )
-from OpenSciDraw.utils.files import naming_full_disk, parse_json, real, unfinished
+from OpenSciDraw.utils.files import naming_full_disk, real, unfinished
 from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -100,11 +100,9 @@ def find_trained(target: str, ema: bool = False) -> Trained:
 
 def read_adapter(trained: Trained) -> Adapter:
     """Read a run's LoRA."""
-    with open_tensors(trained.path) as handle:
-        metadata = handle.metadata() or {}
-    if "lora_adapter_metadata" not in metadata:
+    peft = lora_config(trained.path)
+    if not peft:
         raise UserError(f"{trained.path} has no lora_adapter_metadata: rank and alpha are not known. Did ScienceFlow write it?")
-    peft = {key.removeprefix("transformer."): value for key, value in parse_json(metadata["lora_adapter_metadata"]).items()}
     peft["lora_dropout"] = 0.0  # files of version 0.4.0 state that of training, which would disturb every picture
     layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(trained.path).items()}
     return Adapter(trained.path, trained.run, trained.config, layers, peft)

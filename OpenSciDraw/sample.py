@@ -17,7 +17,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.export import Trained, find_trained
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
-from OpenSciDraw.utils.sole_user import make_folder
+from OpenSciDraw.utils.files import make_folder
 from OpenSciDraw.utils.trainable import attach_lora, load_pretrained
 from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
 

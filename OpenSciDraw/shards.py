@@ -185,8 +185,8 @@ def write_shard(
             # a row in fp32, the rows in fp64: all in fp64 took a third of the time of writing
             numbers = row.tensor.detach().cpu().to(torch.bfloat16).float()
             total += (numbers.numel(), numbers.sum().item(), numbers.square_().sum().item())
-            if not math.isfinite(total[1]):
-                raise ValueError(f"{path}: {name_row(row.columns)} has numbers that are not finite: {not_finite(row.tensor)}")
+            if not math.isfinite(total[1]) and (wrong := not_finite(row.tensor)):  # sums overflow where no number does
+                raise ValueError(f"{path}: {name_row(row.columns)} has numbers that are not finite: {wrong}")
         facts = {**facts, "rows": len(small), "statistics": _statistics(total), "small_columns": _digest(small, schema)}
         writer.add_key_value_metadata({"contract": contract.to_json(), "facts": json.dumps(facts)})
     sync_to_disk(building)
@@ -235,7 +235,7 @@ def rebuild_index(shard: Path) -> bool:
         for at, columns in enumerate(small if whole else []):
             data = file.read_row_group(at, columns=["tensor"]).column("tensor")[0].as_buffer()
             whole = whole and CHECKSUMS[_CHECKSUM](memoryview(data)) == columns[_CHECKSUM]
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return False
     if whole:
         write_index(shard, _index_of(shard, schema, small, contract, facts))
@@ -303,11 +303,11 @@ class ShardInfo:
 
 def content_of_rows(shard: Path) -> dict[str, bytes]:
     """Hashes of the files of a shard's figures by their ids, and of those that were rejected; not of those without one."""
-    info = read_shard_info(shard)
     index = open_index(index_path(shard))[0].read_all()
+    rejected = parse_json(index.schema.metadata[b"facts"])["rejected"]
     columns = [index.column(name).to_pylist() for name in ("id", "content") if name in index.column_names]
     found = dict(zip(*columns, strict=True)) if len(columns) == 2 else {}
-    found |= {r["id"]: bytes.fromhex(r["content"]) for r in (info.facts["rejected"] if info else ()) if r.get("content")}
+    found |= {r["id"]: bytes.fromhex(r["content"]) for r in rejected if r.get("content")}
     return {identity: content for identity, content in found.items() if content is not None}
 
 

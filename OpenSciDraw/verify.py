@@ -17,7 +17,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.shards import what_is_damaged
 from OpenSciDraw.store import FIGURE_PARTS, TEXT_PARTS, StoreTable
-from OpenSciDraw.utils.sole_user import make_folder
+from OpenSciDraw.utils.files import make_folder
 
 _LOG = logging.getLogger("OpenSciDraw")
 

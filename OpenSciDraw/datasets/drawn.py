@@ -27,7 +27,7 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
-from OpenSciDraw.utils.sole_user import make_folder
+from OpenSciDraw.utils.files import make_folder
 
 from ..errors import UserError
 from . import drawn_house, drawn_kinds, drawn_plots, drawn_small

@@ -133,9 +133,10 @@ def _scan_folder(listing: Listing, folder: Path) -> None:
     for directory, names in contents:
         for name in _tables(directory, names) + [name for name in names if name.lower() in LIST_NAMES]:
             scan(listing, directory / name)
-    shared: dict[Path, list[str]] = defaultdict(list)
+    several: list[tuple[Path, list[str]]] = []  # captions that count for more than one picture
     for directory, names in contents:
-        captions = {(Path(name).stem, Path(name).suffix.lower()): name for name in names}
+        captions = {(stem, end.lower()): name for name in names for stem, end in [os.path.splitext(name)]}
+        shared: dict[str, list[str]] = defaultdict(list)
         for name in names:
             path = Path(os.path.abspath(directory / name))
             kind = path.suffix.lower()
@@ -144,8 +145,8 @@ def _scan_folder(listing: Listing, folder: Path) -> None:
                 beside = next((captions[key] for end in CAPTION_FILES if (key := (path.stem, end)) in captions), None)
                 listing.add_file(path, _sidecar(path, beside, listing.caption_column))
                 if beside is not None and kind in _PICTURES:
-                    shared[directory / beside].append(name)
-    several = [(caption, pictures) for caption, pictures in shared.items() if len(pictures) > 1]
+                    shared[beside].append(name)
+        several += [(directory / caption, pictures) for caption, pictures in shared.items() if len(pictures) > 1]
     if several:
         caption, pictures = several[0]
         _LOG.warning("%d caption(s) lie beside several pictures of their name, and count for each of them; the first: %s beside %s",
@@ -194,7 +195,7 @@ def _sidecar(path: Path, beside: str | None, key: str | None) -> object:
         return RejectedFigure(f"caption unreadable: {error}")
     except UnicodeDecodeError as error:
         return RejectedFigure(f"caption not UTF-8: {record.name}: {error}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return RejectedFigure(f"caption unreadable: {record.name}: {error}")
     keys = (key,) if key else CAPTION_COLUMNS
     found = next((values[name] for name in keys if name in values), None) if isinstance(values, dict) else None
@@ -238,7 +239,7 @@ def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigur
                 continue
             try:
                 row = parse_json(line)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 yield number, RejectedFigure(f"not JSON: {error}")
                 continue
             yield number, row if isinstance(row, dict) else RejectedFigure("not JSON: a line must be an object {…}")

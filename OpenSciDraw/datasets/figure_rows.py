@@ -138,12 +138,18 @@ def schema_of(file: Path) -> pa.Schema:
 def columns_of(file: Path, names: list[str]) -> Iterator[list[Any]]:
     """Rows of the named columns, without the others. Strings come as bytes: a broken one harms its row alone."""
     if file.suffix.lower() == ".arrow":
-        batches = iter(open_arrow(file).select(names).to_batches())
+        batches = (_validated(batch) for batch in open_arrow(file).select(names).to_batches())
     else:
         batches = _open_parquet(file).iter_batches(_CAPTION_BATCH_ROWS, columns=names, use_threads=False)
     for batch in batches:
-        columns = [_as_python(validated(batch.column(name))) for name in names]
+        columns = [_as_python(batch.column(name)) for name in names]
         yield from (list(values) for values in zip(*columns, strict=True))
+
+
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for column in batch.columns:
+        validated(column)
+    return batch
 
 
 def _as_python(column: pa.Array) -> list[Any]:

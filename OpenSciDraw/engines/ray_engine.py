@@ -262,7 +262,8 @@ def _decoded(refs: Sequence[FigureRef], encode_config: EncodeConfig) -> Iterator
     """Figures in their order, decoded on any machine; few enough in flight that memory does not grow with the shard."""
     import ray
 
-    decode = ray.remote(max_retries=_RETRIES, **_CPU)(_decode)
+    remote: Any = ray.remote  # its types are those of functions alone
+    decode = remote(max_retries=_RETRIES, **_CPU)(_decode)
     waiting: deque[Any] = deque()
     for start in range(0, len(refs), _CHUNK):
         if len(waiting) == _AHEAD:

@@ -26,7 +26,7 @@ from OpenSciDraw.evaluation.held_out import HeldOutLoss, HeldOutRows
 from OpenSciDraw.evaluation.results import WHOLE_SET, Results, digest
 from OpenSciDraw.evaluation.scoring import Drawn, score_pictures, score_set
 from OpenSciDraw.evaluation.summary import Measured, failures_of, summarize
-from OpenSciDraw.utils.files import json_objects, write_json
+from OpenSciDraw.utils.files import json_objects, parse_json, write_json
 from OpenSciDraw.utils.versions import versions
 
 if TYPE_CHECKING:
@@ -102,10 +102,13 @@ class Evaluator:
         path = self.folder / SETTINGS
         before = self.identity
         if path.is_file():
-            found, broken = json_objects(b" ".join(path.read_bytes().splitlines()))
-            if broken or len(found) != 1:
+            try:
+                found = parse_json(path.read_bytes())
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
                 raise UserError(f"{path} is damaged: how its pictures were drawn is not known. Choose another --out, or delete it.")
-            before = found[0]
+            before = found
         differences = [
             f"{name}: {before.get(name)!r} there, {self.identity.get(name)!r} now"
             for name in {**before, **self.identity}

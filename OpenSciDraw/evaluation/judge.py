@@ -158,7 +158,7 @@ def parse_answer(text: str, rubric: Mapping[str, Sequence[str]], directed: bool 
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
         answer = parse_json(fenced[1] if fenced else text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadAnswer(f"the answer is not JSON: {text[:120]!r}") from error
     if not isinstance(answer, dict):
         raise BadAnswer(f"the answer is no object: {text[:120]!r}")
@@ -273,7 +273,7 @@ class Endpoint:
         try:
             answer = parse_json(raw)
             text = answer["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise BadAnswer(f"not an answer of a chat endpoint: {self._hide(raw.decode(errors='replace'))[:120]!r}") from error
         if not isinstance(text, str):
             raise BadAnswer("the answer has no text")

@@ -152,7 +152,7 @@ class Project:
 def _json_uses(text: str) -> list[tuple[str, str]]:
     try:
         content = parse_json(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return []
     sources = content.get("sources", []) if isinstance(content, dict) else []
     entries = [entry for entry in sources if isinstance(entry, dict)] if isinstance(sources, list) else []

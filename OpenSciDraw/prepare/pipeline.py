@@ -177,7 +177,7 @@ def _licences(metadata: str | None, papers: Sequence[PaperSource]) -> dict[str, 
             try:
                 entry = parse_json(line)
                 identity, licence = str(entry["id"]).replace("/", ""), entry.get("license")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}, line {number}: not an object with `id` and `license` ({error!r}).") from error
             if identity in names and licence:
                 found[names[identity]] = str(licence)

@@ -325,6 +325,20 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read as safetensors ({error}).") from error
 
 
+def lora_config(path: Path) -> dict[str, Any]:
+    """What a diffusers LoRA file says of its adapter (PEFT's config, without the pipeline's prefix); empty where it says nothing.
+
+    Raises:
+        UserError: not readable, or what it says is damaged.
+    """
+    with open_tensors(path) as handle:
+        stated = (handle.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        return {key.removeprefix("transformer."): value for key, value in parse_json(stated).items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its lora_adapter_metadata is damaged ({error}).") from error
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.errors import SECRET, UserError
+from OpenSciDraw.errors import FULL, SECRET, UserError
 
 _UNFINISHED = re.compile(r"\..*\.(\d+)-\d+(\..*)?\.unfinished", re.DOTALL)
 _UMASK = os.umask(0o022)
@@ -94,7 +94,7 @@ def unfinished(path: Path) -> Iterator[Path]:
     place.mkdir(parents=True)
     try:
         yield place / path.name
-        for file in (place, *place.rglob("*")):
+        for file in place.rglob("*"):
             if file.is_file():
                 let_read(file)
         if path.is_dir():
@@ -128,6 +128,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def make_folder(folder: Path) -> Path:
+    """The folder, which is made. Raises UserError as `writable`."""
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raises UserError where the system refuses to write into `folder`: no right, read-only, a file in the way, a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(f"The disk is full: nothing can be written to {folder}. Free space and run it again.") from error
+        raise UserError(f"Cannot write to {folder}: {error.strerror or error}. Choose another folder.") from error
+
+
 @contextmanager
 def naming_full_disk(what: Path, then: str) -> Iterator[None]:
     """Raises UserError, naming what was to be written and what to do `then`, where the disk is full."""
@@ -146,7 +164,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
     if isinstance(error, SafetensorError):  # carries the system's error as text alone
         return f"os error {errno.ENOSPC}" in str(error)
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def is_remote(path: str) -> bool:

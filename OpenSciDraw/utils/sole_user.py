@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import clear_unfinished, parse_json
+from OpenSciDraw.utils.files import clear_unfinished, parse_json, writable
 
 _LOG = logging.getLogger("OpenSciDraw")
 BEAT_SECONDS, WATCH_SECONDS = 10.0, 35.0
@@ -70,7 +70,7 @@ def sole_user(folder: Path, what: str, rank: int = 0, world_size: int = 1) -> It
     finally:
         stop.set()
         beating.join()
-        if _read(path).get("process") in (None, mine["process"]):  # else another machine has taken it over
+        if _is_signed(_read(path), mine):  # else another machine has taken it over
             path.unlink(missing_ok=True)
         _handles.discard(handle)
         os.close(handle)
@@ -87,24 +87,6 @@ def sole_run(folder: str) -> Iterator[None]:
         return
     with sole_user(Path(folder), "train"):
         yield
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, which is made. Raises UserError as `writable`."""
-    with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Raises UserError where the system refuses to write into `folder`: no right, read-only, a file in the way, a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"The disk is full: nothing can be written to {folder}. Free space and run it again.") from error
-        raise UserError(f"Cannot write to {folder}: {error.strerror or error}. Choose another folder.") from error
 
 
 def _take(path: Path, mine: dict[str, Any]) -> int:
@@ -197,7 +179,7 @@ def _beat(handle: int, path: Path, mine: dict[str, Any], stop: threading.Event) 
     number = 0
     while not stop.wait(BEAT_SECONDS):
         holder = _read(path)
-        if holder and {**holder, "beat": 0} != {**mine, "beat": 0}:
+        if not _is_signed(holder, mine):
             _LOG.error("%s was taken over by %s: this process stops", path.parent, _named(holder))
             os.kill(os.getpid(), signal.SIGTERM)
             return
@@ -206,6 +188,11 @@ def _beat(handle: int, path: Path, mine: dict[str, Any], stop: threading.Event) 
             _sign(handle, {**mine, "beat": number})
         except OSError as error:  # a mount that is away for a while: the work says so itself, if it matters
             _LOG.debug("%s: no sign of life could be written: %s", path, error)
+
+
+def _is_signed(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether a lock's file names this process, or nobody (it could not be read)."""
+    return not holder or {**holder, "beat": 0} == {**mine, "beat": 0}
 
 
 def _sign(handle: int, holder: dict[str, Any]) -> None:
@@ -218,7 +205,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             found = parse_json(file.read(_SIZE) or b"{}")
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

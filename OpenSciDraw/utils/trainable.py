@@ -22,7 +22,7 @@ from OpenSciDraw.registry import MODELS
 from OpenSciDraw.utils import checkpoint
 from OpenSciDraw.utils.adapters import ADAPTER, AdaptedLinear
 from OpenSciDraw.utils.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
-from OpenSciDraw.utils.files import parse_json, unfinished
+from OpenSciDraw.utils.files import unfinished
 from OpenSciDraw.utils.sharding import copy_into, gathered
 from OpenSciDraw.utils.weights import Weights, open_weights
 
@@ -256,8 +256,9 @@ def load_pretrained(transformer: Any, config: Config) -> None:
 
 def attach_lora(pipe: Any, file: Path) -> None:
     """Load a LoRA file into a pipeline to draw with it: diffusers makes its layers in training mode, with dropout active."""
-    with checkpoint.open_tensors(file):  # a damaged one is named, before diffusers looks at it
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    with checkpoint.open_tensors(file):
+        pass  # a damaged one is named, before diffusers looks at it
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     pipe.transformer.eval()
 
 
@@ -268,14 +269,7 @@ def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) ->
     """
     if config.pretrained_lora_ckpt_path is not None and not config.fuse_pretrained_lora:
         file = lora_file(config.pretrained_lora_ckpt_path)
-        state, alpha = read_lora(file), lora_alpha(file)
+        state, alpha = read_lora(file), checkpoint.lora_config(file).get("lora_alpha")
         if alpha is not None and alpha != config.lora_alpha:
             state = {k: v * (alpha / config.lora_alpha) if ".lora_B." in k else v for k, v in state.items()}
         load_lora_state(parameters, state, file)
-
-
-def lora_alpha(file: Path) -> float | None:
-    """The alpha that a diffusers LoRA file states in its metadata, or None."""
-    with checkpoint.open_tensors(file) as handle:
-        metadata = parse_json((handle.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return metadata.get("transformer.lora_alpha")
