@@ -11,14 +11,23 @@ import traceback
 import types
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from OpenSciDraw.config import SECRET_KEYS, Config
-from OpenSciDraw.config_checks import FIGURE_DATASET, CrossFieldError
+from OpenSciDraw.config_checks import CrossFieldError
+from OpenSciDraw.config_earlier import (
+    REQUIRED,
+    drop_none,
+    drop_retired,
+    resolve_aliases,
+    stand_in,
+    take_old_names,
+    take_published_dataset,
+)
+from OpenSciDraw.config_layer import Layer, filled, merge_layers
 from OpenSciDraw.config_names import ALIASES, RETIRED
 from OpenSciDraw.config_text import (
     REDACTED,
@@ -33,30 +42,17 @@ from OpenSciDraw.config_text import (
 )
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.quiet import warn_once
-from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.utils.files import real
 
 __all__ = ["ALIASES", "RETIRED", "format_config", "load_config", "load_saved_config", "save_config", "schema_table"]
 
 COMMAND_LINE = "--cfg_options"
-MISSING = "missing: a run needs it"
-_TRAIN, _PUBLISHED = "train_iteration_func_name", "ArXiVHFDatasetUnified"
-_REQUIRED: dict[str, Any] = {"pretrained_model_name_or_path": "?", "dataset": {"base_dir": "."}}
 
 # What running a user's file can raise; anything else (KeyboardInterrupt, SystemExit) is not the file's fault.
 _CODE_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
     TypeError, ValueError,
 )  # fmt: skip
-
-
-@dataclass
-class _Layer:
-    """The values of one file (or the command line) under their own names, and where each dotted key was set."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-    literals: set[str] = field(default_factory=set)  # names set to a string written in the file
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), complete: bool = True) -> Config:
@@ -89,21 +85,21 @@ def load_saved_config(path: str | Path, overrides: Sequence[str] = ()) -> Config
             "give it by name to a command that takes a config."
         ) from error
     places = dict.fromkeys(values, _shown(Path(path)))
-    layer = _resolve_aliases(_Layer({k: v for k, v in values.items() if _counts(k, v)}, places, set()), problems)
+    layer = resolve_aliases(Layer({k: v for k, v in values.items() if _counts(k, v)}, places, set()), problems)
     return _checked(layer, path, overrides, problems)
 
 
 def _checked(
-    layer: _Layer, path: str | Path, overrides: Sequence[str], problems: list[str], complete: bool = True
+    layer: Layer, path: str | Path, overrides: Sequence[str], problems: list[str], complete: bool = True
 ) -> Config:
     """`layer` with the command line's values on top, validated."""
-    _merge(layer, _read_overrides(overrides, problems))
-    _drop_retired(layer)
-    _drop_none(layer)
-    _take_published_dataset(layer)
-    _take_old_names(layer)
+    merge_layers(layer, _read_overrides(overrides, problems))
+    drop_retired(layer)
+    drop_none(layer)
+    take_published_dataset(layer)
+    take_old_names(layer)
     if not complete:
-        _stand_in(layer)
+        stand_in(layer)
     _warn_of_secrets(layer)
     config = _validate(layer, problems)
     if config is None or problems:
@@ -117,7 +113,7 @@ def _checked(
 
 
 # -- reading -----------------------------------------------------------------------------------
-def _read_file(path: Path, parents: tuple[Path, ...], problems: list[str]) -> _Layer:
+def _read_file(path: Path, parents: tuple[Path, ...], problems: list[str]) -> Layer:
     """A file's layer on top of its bases'."""
     shown, resolved = _shown(path), real(path)
     if resolved in parents:
@@ -143,12 +139,12 @@ def _read_file(path: Path, parents: tuple[Path, ...], problems: list[str]) -> _L
         raise UserError(f"{shown}:{lines[-1]}: {type(error).__name__}: {error}. Mend this line.") from error
     lines_of = _Lines()
     lines_of.visit(tree)
-    layer = _Layer()
+    layer = Layer()
     for base in _bases(namespace.get("_base_", []), shown):
-        _merge(layer, _read_file(resolved.parent / base, (*parents, resolved), problems))
+        merge_layers(layer, _read_file(resolved.parent / base, (*parents, resolved), problems))
     places = {name: f"{shown}:{line}" for name, line in lines_of.lines.items()}
-    own = _Layer({k: v for k, v in namespace.items() if _counts(k, v)}, places, lines_of.literals)
-    _merge(layer, _resolve_aliases(own, problems))
+    own = Layer({k: v for k, v in namespace.items() if _counts(k, v)}, places, lines_of.literals)
+    merge_layers(layer, resolve_aliases(own, problems))
     return layer
 
 
@@ -227,8 +223,8 @@ def _written_keys(value: ast.expr) -> Iterator[tuple[str, ast.expr, int]]:
                 yield name.value, item, name.lineno
 
 
-def _read_overrides(overrides: Sequence[str], problems: list[str]) -> _Layer:
-    layer = _Layer()
+def _read_overrides(overrides: Sequence[str], problems: list[str]) -> Layer:
+    layer = Layer()
     seen: dict[str, tuple[str, Any]] = {}
     for text in overrides:
         name, equals, raw = text.partition("=")
@@ -254,7 +250,7 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> _Layer:
             problems.append(f"{COMMAND_LINE}: {before} and {name} are the same key, set to different values. Keep one.")
         seen[canonical] = (name, parsed)
         literals = {canonical} if isinstance(parsed, str) else set()
-        _merge(layer, _filled(_Layer({ALIASES.get(top, top): value}, {canonical: COMMAND_LINE}, literals)))
+        merge_layers(layer, filled(Layer({ALIASES.get(top, top): value}, {canonical: COMMAND_LINE}, literals)))
     return layer
 
 
@@ -269,177 +265,10 @@ def parse_value(raw: str) -> Any:
         return raw
 
 
-def _resolve_aliases(layer: _Layer, problems: list[str]) -> _Layer:
-    """The layer with every second spelling under its own name."""
-    layer = _one_project(layer)
-    _one_batch_size(layer)
-    values = {name: value for name, value in layer.values.items() if name not in ALIASES}
-    places, literals = dict(layer.places), set(layer.literals)
-    used = {name: name for name in values}
-    for alias, name in ALIASES.items():
-        if alias not in layer.values:
-            continue
-        value, other = layer.values[alias], used.get(name)
-        if other is not None and values[name] != value:
-            problems.append(
-                f"{layer.places.get(alias)}: {alias} and {other} ({layer.places.get(other)}) are the same key, "
-                "set to different values. Keep one."
-            )
-        values[name], used[name] = value, alias
-        for place in [p for p in layer.places if p == alias or p.startswith(f"{alias}.")]:
-            places[name + place.removeprefix(alias)] = layer.places[place]
-        if alias in literals:
-            literals.add(name)
-    return _filled(_Layer(values, {k: v for k, v in places.items() if k.split(".")[0] in values}, literals))
-
-
-def _one_project(layer: _Layer) -> _Layer:
-    """The layer with one name of the tracker's project: that which the loop of its kind read in programs before this one."""
-    order = ["tracker_name", "wandb_project", "tracker_project_name"]
-    if layer.values.get("use_lora") is False:
-        order.insert(0, order.pop(1))
-    first, *others = [name for name in order if name in layer.values] or [""]
-    other = {name: layer.values[name] for name in others if layer.values[name] != layer.values[first]}
-    if not other:
-        return layer
-    said = ", ".join(f"{name} = {value!r}" for name, value in other.items())
-    warn_once(f"{layer.places.get(first, '?')}: {first} = {layer.values[first]!r} is the tracker's project; {said} does not count")
-    return _Layer({k: v for k, v in layer.values.items() if k not in other}, dict(layer.places), set(layer.literals))
-
-
-def _one_batch_size(layer: _Layer) -> None:
-    """`sampler_cfg` made the batches where its name comes from, whatever `train_batch_size` said beside it."""
-    sampler, size = layer.values.get("sampler_cfg"), layer.values.get("train_batch_size")
-    if isinstance(sampler, dict) and size is not None and sampler.get("batch_size") not in (None, size):
-        place = layer.places.get("sampler_cfg.batch_size", "?")
-        warn_once(f"{place}: sampler_cfg.batch_size = {sampler['batch_size']!r} is the batch, not train_batch_size = {size!r}")
-        layer.values["train_batch_size"] = sampler["batch_size"]
-
-
-def _filled(layer: _Layer) -> _Layer:
-    """Give every entry of a dict a place: its own or that of the dict it stands in."""
-
-    def fill(name: str, value: Any, inherited: str) -> None:
-        place = layer.places.setdefault(name, inherited)
-        if isinstance(value, dict):
-            for inner, item in value.items():
-                fill(f"{name}.{inner}", item, place)
-
-    for name, value in layer.values.items():
-        fill(name, value, next((p for k, p in layer.places.items() if k.split(".")[0] == name), "?"))
-    return layer
-
-
-def _merge(base: _Layer, over: _Layer) -> None:
-    """Put `over` on top of `base`: dicts key by key, everything else replaced; `_delete_=True` replaces a dict."""
-
-    def merge(below: dict[str, Any], above: dict[str, Any], prefix: str) -> None:
-        for name, value in above.items():
-            dotted = f"{prefix}{name}"
-            old = below.get(name)
-            if isinstance(value, dict) and isinstance(old, dict) and value.get("_delete_") is not True:
-                below[name] = dict(old)
-                merge(below[name], value, f"{dotted}.")
-                continue
-            for place in [p for p in base.places if p == dotted or p.startswith(f"{dotted}.")]:
-                del base.places[place]
-            base.literals.discard(dotted)
-            below[name] = _without_delete(value)
-
-    merge(base.values, over.values, "")
-    base.places |= over.places
-    base.literals |= over.literals
-
-
-def _without_delete(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {name: _without_delete(item) for name, item in value.items() if name != "_delete_"}
-
-
 # -- checking ----------------------------------------------------------------------------------
-def _drop_retired(layer: _Layer) -> None:
-    for name, hint in RETIRED.items():
-        section, _, inner = name.rpartition(".")
-        owner = layer.values.get(section) if section else layer.values
-        if isinstance(owner, dict) and inner in owner:
-            del owner[inner]
-            place = layer.places.pop(name, "?")
-            warn_once(f"{place}: {name} has no effect. {hint or 'Delete it.'}")
 
 
-def _take_old_names(layer: _Layer) -> None:
-    """Names of functions as configs of earlier programs give them, each with a line that says what runs."""
-    values = layer.values
-    train, validation = values.get("train_iteration_func_name"), values.get("validation_func_name")
-    if validation in TRAIN_ITERATION_FUNCS.names() and validation not in VALIDATION_FUNCS.names():
-        place = layer.places.get("validation_func_name", "?")
-        warn_once(f"{place}: validation_func_name = {validation!r} is an objective: generic_validation_func is taken")
-        del values["validation_func_name"]
-    if "fulltune" in str(train) and values.get("use_lora", True) is True and not _set_together(layer, "use_lora", _TRAIN):
-        place = layer.places.get(_TRAIN, "?")
-        other = layer.places.get("use_lora", "the default")
-        warn_once(f"{place}: {train} trains all weights: use_lora = False is taken, not the True of {other}")
-        values["use_lora"] = False
-    data = values.get("dataset")
-    if not isinstance(train, str) or not isinstance(data, dict):
-        return
-    online = data.get("type") == FIGURE_DATASET
-    other = train.removesuffix("_parquet") if online else f"{train}_parquet"
-    if train.endswith("_func_parquet" if online else "_train_iteration_func") and other in TRAIN_ITERATION_FUNCS.names():
-        place, when = layer.places.get("train_iteration_func_name", "?"), "while training" if online else "beforehand"
-        warn_once(f"{place}: {other} is taken, since the figures of this dataset are encoded {when}")
-        values["train_iteration_func_name"] = other
-
-
-def _set_together(layer: _Layer, one: str, other: str) -> bool:
-    """Whether two keys were set in one file (or on the command line)."""
-    files = [layer.places.get(name, name).rpartition(":")[0] or layer.places.get(name, name) for name in (one, other)]
-    return one in layer.places and files[0] == files[1]
-
-
-def _take_published_dataset(layer: _Layer) -> None:
-    """`ArXiVHFDatasetUnified` reads a published list, its pictures and caches beside them: here, a store is made of it first."""
-    data = layer.values.get("dataset")
-    if not isinstance(data, dict) or data.get("type") != _PUBLISHED:
-        return
-    root, splits, quality = str(data.pop("data_root", ".")), data.pop("splits", []), data.pop("quality_filter", None)
-    splits = [splits] if isinstance(splits, str) else list(splits)
-    sizes = [int(end) for end in (split.rpartition("_")[2] for split in splits) if end.isdecimal()]
-    encode: dict[str, Any] = {"figures": f"{root}/metadata.parquet"}
-    encode |= {"where": {"split": splits}} if splits else {}
-    encode |= {"min_quality": str(quality).lower()} if quality else {}
-    encode |= {"resolution": max(sizes)} if sizes else {}
-    layer.values["encode"] = {**encode, **layer.values.get("encode", {})}
-    data |= {"type": "ArXiVParquetDatasetV2", "base_dir": root, "parquet_base_path": f"scienceflow_{'_'.join(splits) or 'all'}"}
-    place = layer.places.get("dataset.type", layer.places.get("dataset", "?"))
-    for name in [name for name in layer.places if name.startswith("dataset.") and name.partition(".")[2] not in data]:
-        del layer.places[name]
-    layer.places |= {"encode": place}
-    _filled(layer)
-    store = f"{root}/{data['parquet_base_path']}"
-    warn_once(f"{place}: {_PUBLISHED}: `scienceflow encode` makes a store of {encode['figures']}, in {store}, to train on")
-
-
-def _stand_in(layer: _Layer) -> None:
-    """Something for the keys that a file leaves to those that build on it, of the kind that its other keys are for."""
-    values = layer.values
-    encoded = values.get("use_parquet_dataset", not str(values.get("train_iteration_func_name", "")).endswith("_iteration_func"))
-    missing = _REQUIRED if encoded else _REQUIRED | {"dataset": {"type": FIGURE_DATASET, "figures": "?"}}
-    for name in missing.keys() - values.keys():
-        values[name], layer.places[name] = missing[name], MISSING
-    if not encoded and str(train := values.get("train_iteration_func_name")).endswith("_func_parquet"):
-        values["train_iteration_func_name"] = str(train).removesuffix("_parquet")
-    _filled(layer)
-
-
-def _drop_none(layer: _Layer) -> None:
-    """`lora_layers = None` beside `use_lora = False` says the same twice."""
-    if layer.values.get("use_lora") is False and layer.values.get("lora_layers", "") is None:
-        del layer.values["lora_layers"]
-
-
-def _warn_of_secrets(layer: _Layer) -> None:
+def _warn_of_secrets(layer: Layer) -> None:
     for name in sorted(SECRET_KEYS & layer.literals & layer.values.keys()):
         place = layer.places[name]
         warn_once(
@@ -447,7 +276,7 @@ def _warn_of_secrets(layer: _Layer) -> None:
         )
 
 
-def _validate(layer: _Layer, problems: list[str]) -> Config | None:
+def _validate(layer: Layer, problems: list[str]) -> Config | None:
     """The config, or None with what is wrong with it added to `problems`."""
     try:
         return Config(**layer.values)
@@ -457,7 +286,7 @@ def _validate(layer: _Layer, problems: list[str]) -> Config | None:
     problems += wrong.values()
     if wrong:  # the keys that are right alone are checked for contradictions too, so that all is said at once
         rest = _without(layer.values, set(wrong))
-        rest = _REQUIRED | rest
+        rest = REQUIRED | rest
         try:
             Config(**rest)
         except ValidationError as error:
@@ -473,7 +302,7 @@ def _without(values: dict[str, Any], names: set[str], prefix: str = "") -> dict[
     return kept
 
 
-def _contradictions(error: ValidationError, layer: _Layer, ignore: AbstractSet[str]) -> list[str]:
+def _contradictions(error: ValidationError, layer: Layer, ignore: AbstractSet[str]) -> list[str]:
     """What keys say against each other; not where a top-level key of `ignore` has a part in it."""
     causes = [item.get("ctx", {}).get("error") for item in error.errors(include_url=False)]
     found = [problem for cause in causes if isinstance(cause, CrossFieldError) for problem in cause.problems]
@@ -485,7 +314,7 @@ def _contradictions(error: ValidationError, layer: _Layer, ignore: AbstractSet[s
     return texts
 
 
-def _wrong_keys(error: ValidationError, layer: _Layer) -> dict[str, str]:
+def _wrong_keys(error: ValidationError, layer: Layer) -> dict[str, str]:
     """One line for each key that is unknown, missing or of the wrong type or range."""
     by_key: dict[str, list[dict[str, Any]]] = {}
     for item in error.errors(include_url=False):
@@ -508,7 +337,7 @@ def _key_of(loc: tuple[int | str, ...], values: dict[str, Any]) -> str:
     return name
 
 
-def _text(name: str, items: list[dict[str, Any]], layer: _Layer) -> str:
+def _text(name: str, items: list[dict[str, Any]], layer: Layer) -> str:
     kind, fields = items[0]["type"], all_fields()
     if kind == "missing":
         section, _, _ = name.rpartition(".")
@@ -552,7 +381,7 @@ def nearest(name: str, known: list[str]) -> list[str]:
     return elsewhere[:2] or [siblings[other] for other in close]
 
 
-def _provenance(layer: _Layer, config: Config) -> dict[str, str]:
+def _provenance(layer: Layer, config: Config) -> dict[str, str]:
     """Where each key was set; values that follow from another key name it."""
     found = {name: layer.places.get(name, "default") for name in all_fields()}
     sources = {

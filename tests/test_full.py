@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import REPO, merged, write_config
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file
 from torch import nn
@@ -214,3 +217,12 @@ def test_weights_are_found_in_a_run_a_checkpoint_and_a_folder(run, tmp_path: Pat
     assert find_trained(str(tmp_path / "checkpoint-2")).output_folder("export") == tmp_path / "export" / "checkpoint-2"
     with pytest.raises(UserError, match="was use_ema set"):
         find_trained(str(tmp_path), ema=True)
+
+
+def test_the_entry_of_earlier_scripts_trains_all_weights_whatever_the_config_leaves_out(store_config: dict, tmp_path: Path) -> None:
+    values = merged(store_config, model_output_dir=str(tmp_path / "run"), max_train_steps=1, lora_layers=None)
+    config = write_config(tmp_path / "c.py", values)
+    command = [sys.executable, "train_OpenSciDraw_fulltune.py", str(config)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "all weights" in done.stderr, done.stderr[-2000:]
+    assert (tmp_path / "run" / "transformer" / "config.json").is_file()
