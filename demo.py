@@ -13,10 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from OpenSciDraw.config import Config
-from OpenSciDraw.config_file import load_config
-from OpenSciDraw.datasets.drawn import DrawnFigure
-from OpenSciDraw.datasets.figures import DrawnRef, list_figures
+from OpenSciDraw.config import Config, load_config
+from OpenSciDraw.drawn.figure import DrawnFigure
+from OpenSciDraw.figures.listing import DrawnRef, list_figures
 
 CONFIG = Path("configs/tiny/flux2klein_demo.py")
 SHOWN = 6  # rows of the picture

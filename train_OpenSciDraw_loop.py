@@ -1,6 +1,6 @@
 """Train. `python train_OpenSciDraw_loop.py CONFIG.py [--cfg_options key=value …]`, or by `accelerate launch`.
 
-This file is the loop alone; OpenSciDraw/training.py builds what it uses. To resume, run the same command.
+This file is the loop alone; OpenSciDraw/training/run.py builds what it uses. To resume, run the same command.
 Exit codes: 0 done, 1 the loss was not finite, 2 something to mend in the config or data, 75 stopped by a signal after a checkpoint.
 """
 
@@ -17,8 +17,8 @@ from OpenSciDraw.quiet import start_logging
 
 def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
     """The loop, with its progress bar and trackers closed whatever ends it. Returns the exit code."""
-    from OpenSciDraw.training import EXIT_PREEMPTED
-    from OpenSciDraw.utils.stopping import StopRequest
+    from OpenSciDraw.training.run import EXIT_PREEMPTED
+    from OpenSciDraw.training.stopping import StopRequest
 
     with run.signals, run.log, run.writer:  # the writer's end is the end of its last checkpoint
         try:
@@ -33,8 +33,8 @@ def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing it
 
 def loop(run) -> int:  # type: ignore[no-untyped-def]
     """Batches -> loss -> step, with validation and checkpoints at their cadence. Returns the exit code."""
-    from OpenSciDraw.training import EXIT_PREEMPTED
-    from OpenSciDraw.utils.optim import effective_rate
+    from OpenSciDraw.training.optimizers.choice import effective_rate
+    from OpenSciDraw.training.run import EXIT_PREEMPTED
 
     config, accelerator = run.config, run.accelerator
     if run.owes_validation():
@@ -82,16 +82,16 @@ def main(argv: Sequence[str] | None = None, fixed: Sequence[str] = ()) -> int:
 
 
 def _main(path: str, options: Sequence[str]) -> int:
-    from OpenSciDraw.config_file import load_config
+    from OpenSciDraw.config import load_config
 
     config = load_config(path, options)
-    from OpenSciDraw.startup import quick_imports, unused_libraries
+    from OpenSciDraw.training.startup import quick_imports, unused_libraries
     from OpenSciDraw.utils.sole_user import sole_run
 
     with sole_run(config.model_output_dir):
         with quick_imports(unused_libraries(config)):
             from OpenSciDraw.registry import MODELS
-            from OpenSciDraw.training import Training
+            from OpenSciDraw.training.run import Training
 
             MODELS.get(config.model_type)  # its classes of diffusers and transformers
 

@@ -180,7 +180,8 @@ def _share(text: str) -> float:
 
 # -- the stages --------------------------------------------------------------------------------
 def _config(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.config_file import format_config, load_config, schema_table
+    from OpenSciDraw.config import load_config
+    from OpenSciDraw.config.text import format_config, schema_table
 
     if not arguments.schema and arguments.config is None:
         raise UserError("scienceflow config needs a config file (or --schema for the table of all keys).")
@@ -198,38 +199,38 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.config_file import load_config
+    from OpenSciDraw.config import load_config
 
     config = load_config(arguments.config, arguments.cfg_options)
-    from OpenSciDraw import encode
+    from OpenSciDraw.encode import run as encode
 
     return encode.main(config, arguments.engine)
 
 
 def _repack(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.repack import main
+    from OpenSciDraw.encode.repack import main
 
     return main(arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.target.endswith(".py"):  # refused here, before torch is imported
-        from OpenSciDraw.config_file import load_config
+        from OpenSciDraw.config import load_config
 
         load_config(arguments.target, arguments.cfg_options)
-    from OpenSciDraw import verify
+    from OpenSciDraw.encode import verify
 
     return verify.verify_main(arguments.target, arguments.samples, arguments.out, arguments.cfg_options)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.plan import main
+    from OpenSciDraw.planning.plan import main
 
     return main(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.doctor import main
+    from OpenSciDraw.planning.doctor import main
 
     return main(arguments)
 
@@ -242,31 +243,31 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw import sample
+    from OpenSciDraw.inference import sample
 
     return sample.main(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw import report
+    from OpenSciDraw.reporting import run as report
 
     return report.main(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw import evaluate
+    from OpenSciDraw.evaluation import run as evaluate
 
     return evaluate.main(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw import export
+    from OpenSciDraw.inference import export
 
     return export.main(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.datasets import drawn
+    from OpenSciDraw.drawn import figure as drawn
 
     size = arguments.size or (256 if arguments.style == "rich" else 128)
     drawn.write_folder(arguments.out, arguments.count, arguments.seed, size, arguments.style)

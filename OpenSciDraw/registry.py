@@ -11,7 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,14 +33,13 @@ class _Declaration:
 class Registry:
     """Names of one kind (`kind` is the word used in messages).
 
-    `variable` is the name under which the package's files use this registry, `package` the package
-    whose files are read.
+    `variable` is the name under which the files use this registry, `packages` are the packages whose files are read.
     """
 
-    def __init__(self, kind: str, variable: str, package: str):
+    def __init__(self, kind: str, variable: str, *packages: str):
         self.kind = kind
         self.variable = variable
-        self.package = package
+        self.packages = packages
         self._objects: dict[str, Any] = {}
         self._declared: dict[str, _Declaration] | None = None
 
@@ -121,10 +120,8 @@ class Registry:
     def _scan(self) -> dict[str, _Declaration]:
         if self._declared is None:
             found: dict[str, _Declaration] = {}
-            spec = importlib.util.find_spec(self.package)
-            folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-            for path in sorted(p for folder in folders for p in Path(folder).glob("*.py")):
-                for name, declaration in self._declarations(path):
+            for path, module in self._files():
+                for name, declaration in self._declarations(path, module):
                     if name in found:
                         other = found[name]
                         raise UserError(
@@ -135,7 +132,15 @@ class Registry:
             self._declared = found
         return self._declared
 
-    def _declarations(self, path: Path) -> list[tuple[str, _Declaration]]:
+    def _files(self) -> Iterator[tuple[Path, str]]:
+        """Every file of the packages, and the module that it is."""
+        for package in self.packages:
+            spec = importlib.util.find_spec(package)
+            folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+            for path in sorted(p for folder in folders for p in Path(folder).glob("*.py")):
+                yield path, package if path.stem == "__init__" else f"{package}.{path.stem}"
+
+    def _declarations(self, path: Path, module: str) -> list[tuple[str, _Declaration]]:
         source = path.read_bytes()
         if f"{self.variable}.register".encode() not in source:
             return []
@@ -143,7 +148,6 @@ class Registry:
             tree = ast.parse(source, str(path))
         except SyntaxError as error:
             raise UserError(f"{path}:{error.lineno}: {error.msg}. Mend this file (or move it away).") from error
-        module = self.package if path.stem == "__init__" else f"{self.package}.{path.stem}"
         found = []
         for node in tree.body:
             if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -174,7 +178,7 @@ def _origin(target: Any) -> str:
 
 
 MODELS = Registry("model_type", "MODELS", "OpenSciDraw.models")
-EMBEDDED = Registry("embedded model", "EMBEDDED", "OpenSciDraw.models")
+EMBEDDED = Registry("embedded model", "EMBEDDED", "OpenSciDraw.models", "OpenSciDraw.models.embedded")
 DATASETS = Registry("dataset type", "DATASETS", "OpenSciDraw.datasets")
 SAMPLERS = Registry("sampler type", "SAMPLERS", "OpenSciDraw.datasets")
 TRAIN_ITERATION_FUNCS = Registry(

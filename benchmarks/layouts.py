@@ -21,8 +21,8 @@ from run_store import CONTRACT
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from OpenSciDraw.shards import FIGURE_PARTS, FIGURE_SCHEMA, Row, index_path, text_key, write_shard
-from OpenSciDraw.store import StoreTable
+from OpenSciDraw.store.shard import FIGURE_PARTS, FIGURE_SCHEMA, Row, index_path, text_key, write_shard
+from OpenSciDraw.store.table import StoreTable
 
 FLAT, STORE, SAFETENSORS = "flat file, os.preadv", "our store", "safetensors shards"
 MDS, NPZ = "MosaicML MDS", "npz, one a row (V2)"

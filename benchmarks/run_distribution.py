@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from report import Result
 
-from OpenSciDraw.config import PACKAGED_FEATURES
-from OpenSciDraw.datasets.decode import decode_picture
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.config.schema import PACKAGED_FEATURES
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.evaluation.distribution import cubic_kernel, kernel_distance
 from OpenSciDraw.evaluation.features import Features, features_named
+from OpenSciDraw.figures.decode import decode_picture
 
 Array = NDArray[np.float64]
 PLOTS, DIAGRAMS = ("line", "bar", "scatter"), ("pipeline", "flowchart", "method", "graph", "tree")

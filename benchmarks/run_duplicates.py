@@ -24,11 +24,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from report import Result
 
-from OpenSciDraw.datasets.decode import decode_picture
-from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.prepare.duplicates import representatives
-from OpenSciDraw.prepare.kinds import background_colour
-from OpenSciDraw.prepare.measure import perceptual_hash
+from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.figures.decode import decode_picture
+from OpenSciDraw.prepare.filters.duplicates import representatives
+from OpenSciDraw.prepare.filters.measure import perceptual_hash
+from OpenSciDraw.reading.kinds import background_colour
 
 BITS = (8, 10, 12, 16, 20, 24)
 

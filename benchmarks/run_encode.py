@@ -2,7 +2,7 @@
 
 Command:  python benchmarks/run_encode.py
 
-Ours: the functions of OpenSciDraw/encode.py that read PNG files, fit them into buckets at 128 px,
+Ours: the functions of OpenSciDraw/encode/run.py that read PNG files, fit them into buckets at 128 px,
 tokenise and encode the captions, encode the figures and write both into shards. Bare: the same vae.encode and the same
 text encoder (cut after layer 27 alike) in the same batches of the same buckets, on pixels in [-1, 1] and token ids that lie
 in memory; nothing is read, tokenised or kept. Both run in turn in one process with one torch thread. Figures are read
@@ -34,15 +34,17 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from OpenSciDraw import encode, encode_shards, encode_work
 from OpenSciDraw.config import Config
-from OpenSciDraw.datasets.buckets import Bucket
-from OpenSciDraw.datasets.drawn import write_folder
-from OpenSciDraw.datasets.figures import FigureRef, list_figures
-from OpenSciDraw.encode_batches import BatchSizes
+from OpenSciDraw.drawn.figure import write_folder
+from OpenSciDraw.encode import run as encode
+from OpenSciDraw.encode import shards as encode_shards
+from OpenSciDraw.encode import work as encode_work
+from OpenSciDraw.encode.batches import BatchSizes
+from OpenSciDraw.figures.buckets import Bucket
+from OpenSciDraw.figures.listing import FigureRef, list_figures
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.embedded import embedded_folder
-from OpenSciDraw.store import Contract
+from OpenSciDraw.store.table import Contract
 
 TARGET = 0.9
 REPETITIONS = 3

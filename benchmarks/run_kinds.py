@@ -2,7 +2,7 @@
 
 Command:  python benchmarks/run_kinds.py --figures DIR [--photos DIR] [--refit]
 
-Diagram, plot, photo or table, by the features and the logistic regression of `OpenSciDraw/prepare/kinds.py`. The
+Diagram, plot, photo or table, by the features and the logistic regression of `OpenSciDraw/reading/kinds.py`. The
 figures are those of a labelled folder (`captions.jsonl` with `file_name`, `kind`, `source`), with the labels put right
 where a look at the pictures showed another kind; figures that the program draws; photos of scikit-image and
 scikit-learn where they are installed, and of `--photos`; and tables drawn here, because there are no real ones.
@@ -30,10 +30,10 @@ import torch
 from PIL import Image
 from report import BENCHMARKS, Result
 
-from OpenSciDraw.datasets.decode import decode_picture
-from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.prepare.kinds import FEATURES, KINDS, background_colour, kind_features
-from OpenSciDraw.prepare.measure import text_share
+from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.figures.decode import decode_picture
+from OpenSciDraw.prepare.filters.measure import text_share
+from OpenSciDraw.reading.kinds import FEATURES, KINDS, background_colour, kind_features
 
 WEIGHTS = BENCHMARKS.parent / "OpenSciDraw" / "prepare" / "kind_weights.py"
 DECAY = 1e-2  # L2 on the weights of standardised features; not tuned

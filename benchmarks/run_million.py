@@ -35,9 +35,9 @@ from report import Result, in_turn, ratio
 
 from OpenSciDraw.datasets.ahead import BatchReader, Numbered
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead
-from OpenSciDraw.datasets.buckets import buckets
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
-from OpenSciDraw.shards import (
+from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.store.shard import (
     CHECKSUMS,
     FIGURE_SCHEMA,
     TEXT_SCHEMA,
@@ -48,7 +48,7 @@ from OpenSciDraw.shards import (
     write_index,
     write_shard,
 )
-from OpenSciDraw.store import StoreTable
+from OpenSciDraw.store.table import StoreTable
 
 ROWS, ROWS_A_SHARD = 1_000_000, (256, 1024)
 TENSOR = [1, 4, 8]  # 64 bytes

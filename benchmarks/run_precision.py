@@ -27,8 +27,7 @@ from unittest import mock
 from report import BENCHMARKS, Result
 
 from OpenSciDraw.cli import main as scienceflow
-from OpenSciDraw.config import Config
-from OpenSciDraw.config_file import load_config, save_config
+from OpenSciDraw.config import Config, load_config, save_config
 
 SEEDS = (0, 1, 2)
 STEPS, BATCH, PROMPTS = 100, 12, 48
@@ -49,7 +48,8 @@ def by_autocast(wanted: bool) -> Iterator[None]:
     def given(config: Config, model: Any) -> str:
         return config.mixed_precision
 
-    with mock.patch("OpenSciDraw.training.autocast_type", given), mock.patch("OpenSciDraw.utils.precision.autocast_type", given):
+    places = ("OpenSciDraw.training.run.autocast_type", "OpenSciDraw.weights.precision.autocast_type")
+    with mock.patch(places[0], given), mock.patch(places[1], given):
         yield
 
 

@@ -145,7 +145,7 @@ def stages(inputs: Path) -> list[Stage]:
 
 def papers(folder: Path) -> None:
     """Six LaTeX projects with two pictures each."""
-    from OpenSciDraw.datasets.drawn import draw_figure
+    from OpenSciDraw.drawn.figure import draw_figure
 
     for number in range(6):
         paper = folder / f"2401.0000{number}"

@@ -50,8 +50,9 @@ def loads_torch(arguments: list[str]) -> bool:
     return any(line.rsplit("|", 1)[-1].strip() == "torch" for line in done.stderr.splitlines())
 
 
-IMPORTS = "import OpenSciDraw.training; from OpenSciDraw.models import flux2_klein"
-QUICK = f"from OpenSciDraw.startup import quick_imports\nwith quick_imports(['torchao', 'bitsandbytes', 'scipy']): {IMPORTS}"
+IMPORTS = "import OpenSciDraw.training.run; from OpenSciDraw.models import flux2_klein"
+QUICK = f"""from OpenSciDraw.training.startup import quick_imports
+with quick_imports(['torchao', 'bitsandbytes', 'scipy']): {IMPORTS}"""
 COUNT = "\nimport sys; print(len(sys.modules))"
 RUN = """
 model_type = "Flux2Klein"
@@ -75,11 +76,11 @@ model_output_dir = {run!r}
 # Of one process: seconds of the methods that build a run, and how it loads its parts. Names, then a number, in lines.
 PARTS = """
 import sys, time
-from OpenSciDraw.config_file import load_config
-from OpenSciDraw.startup import quick_imports, unused_libraries
+from OpenSciDraw.config.files import load_config
+from OpenSciDraw.training.startup import quick_imports, unused_libraries
 config = load_config(sys.argv[1], [])
 with quick_imports(unused_libraries(config)):
-    import OpenSciDraw.training as training
+    import OpenSciDraw.training.run as training
     from OpenSciDraw.models.flux2_klein import Flux2Klein
 spent = {}
 def timed(owner, name):

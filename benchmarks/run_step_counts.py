@@ -18,10 +18,10 @@ from step_counts import StepCount, fused_kernels, launches
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import FigureModel, TextBatch
-from OpenSciDraw.plan import planned_model
-from OpenSciDraw.utils import trainable
-from OpenSciDraw.utils.activations import set_checkpointing
-from OpenSciDraw.utils.precision import compute_throughout
+from OpenSciDraw.planning.plan import planned_model
+from OpenSciDraw.training.memory.activations import set_checkpointing
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.precision import compute_throughout
 
 LAYERS = "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
 SIDE, TEXT = 64, 512  # tokens of a side of 1024 px; of a caption

@@ -28,8 +28,8 @@ import torch
 from report import Result, in_turn, ratio
 
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
-from OpenSciDraw.shards import index_schema, write_index
-from OpenSciDraw.store import (
+from OpenSciDraw.store.shard import index_schema, write_index
+from OpenSciDraw.store.table import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
     TEXT_PARTS,

@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from report import Result
 from tqdm import tqdm
 
-from OpenSciDraw.datasets.drawn import DrawnFigure, draw_figure
+from OpenSciDraw.drawn.figure import DrawnFigure, draw_figure
 from OpenSciDraw.evaluation.structure import score_structure
 
 NAMES = ("components", "colour", "shape", "arrows", "labels", "one_letter_labels", "plot_kind", "trend")

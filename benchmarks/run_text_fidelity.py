@@ -22,12 +22,12 @@ from pathlib import Path
 from PIL import Image, ImageFilter
 from report import Result
 
-from OpenSciDraw.datasets.decode import decode_picture
-from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.evaluation import ocr
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.evaluation.base import Scores
 from OpenSciDraw.evaluation.statistics import interval
 from OpenSciDraw.evaluation.text_fidelity import compared, quoted_phrases
+from OpenSciDraw.figures.decode import decode_picture
+from OpenSciDraw.reading import ocr
 
 SEED = 31
 NAMES = ("word_recall", "word_precision", "edit_similarity")

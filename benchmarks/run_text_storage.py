@@ -23,12 +23,12 @@ from report import Result, in_turn
 from torch import Tensor
 
 from OpenSciDraw import flow
-from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.encode_shards import to_model_range
+from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.encode.shards import to_model_range
 from OpenSciDraw.models.base import FigureModel, ModelSource
 from OpenSciDraw.models.flux2_klein import Flux2Klein
-from OpenSciDraw.utils import text_codec
-from OpenSciDraw.utils.text_codec import CODECS, decode, encode, encoded_bytes
+from OpenSciDraw.store import codec as text_codec
+from OpenSciDraw.store.codec import CODECS, decode, encode, encoded_bytes
 
 FIGURES, SIGMAS = 32, (0.2, 0.5, 0.8, 0.95)
 LENGTH, WIDTH, LAYERS = 512, 12288, 3  # of klein-9B

@@ -34,11 +34,11 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from report import Result, ratio
 from torch.utils.flop_counter import FlopCounterMode
 
-from OpenSciDraw import encode
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.encode import run as encode
 from OpenSciDraw.models.embedded import embedded_folder
-from OpenSciDraw.training import Training
+from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
 
 TARGET = 0.95

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from OpenSciDraw.config_file import schema_table
+from OpenSciDraw.config.text import schema_table
 
 PAGE = Path(__file__).with_name("config.md")
 START, END = "<!-- keys -->", "<!-- /keys -->"

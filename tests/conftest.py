@@ -118,8 +118,8 @@ BASE = {
 @pytest.fixture(scope="session")
 def store_config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A config's values with a store of 40 drawn figures behind them, encoded by the product."""
-    from OpenSciDraw import encode
     from OpenSciDraw.config import Config
+    from OpenSciDraw.encode import run as encode
 
     folder = tmp_path_factory.mktemp("data")
     values = {
@@ -171,7 +171,7 @@ def run(fresh_accelerate, store_config):  # type: ignore[no-untyped-def]
 
     def go(**changes):  # type: ignore[no-untyped-def]
         from OpenSciDraw.config import Config
-        from OpenSciDraw.training import Training
+        from OpenSciDraw.training.run import Training
         from train_OpenSciDraw_loop import train
 
         fresh_accelerate()

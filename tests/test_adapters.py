@@ -13,10 +13,10 @@ from torch import Tensor
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import TextBatch, build_model
-from OpenSciDraw.utils import trainable
-from OpenSciDraw.utils.adapters import AdaptedLinear
-from OpenSciDraw.utils.precision import compute_throughout
-from OpenSciDraw.utils.sharding import repeated_blocks
+from OpenSciDraw.parallel.sharding import repeated_blocks
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.adapters import AdaptedLinear
+from OpenSciDraw.weights.precision import compute_throughout
 
 ATTENTION = "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out"
 KLEIN = {

@@ -20,7 +20,7 @@ GOLDEN = """
 import torch
 from OpenSciDraw.models.base import ModelSource
 from OpenSciDraw.models.toy import F, Toy
-from OpenSciDraw.sample import sample_normalized
+from OpenSciDraw.inference.sample import sample_normalized
 model = Toy(ModelSource('embedded:toy_tiny'), 64, torch.float32)
 model.load_vae(), model.load_text_encoder(), model.load_transformer()
 text, empty = (model.collate_text(model.encode_prompts([prompt])) for prompt in ('A box.', ''))
@@ -72,7 +72,7 @@ def test_its_pictures_come_from_the_familys_own_pipeline(followed: Path) -> None
 
 
 def test_its_store_knows_the_family_and_the_encoders(followed: Path) -> None:
-    from OpenSciDraw.store import read_shard_info
+    from OpenSciDraw.store.table import read_shard_info
 
     shards = sorted((followed / "runs" / "toy" / "store").glob("*/00000.parquet"))
     infos = [read_shard_info(path) for path in shards]

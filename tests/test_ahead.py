@@ -12,7 +12,7 @@ from OpenSciDraw import flow
 from OpenSciDraw.datasets.ahead import BatchReader, Numbered
 from OpenSciDraw.datasets.batch import Batch, Sample, collate
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput
-from OpenSciDraw.utils.finite import FiniteCheck
+from OpenSciDraw.training.finite import FiniteCheck
 
 
 class Rows:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from OpenSciDraw.datasets.buckets import (
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import (
     GRID,
     UNITS,
     Bucket,
@@ -19,7 +20,6 @@ from OpenSciDraw.datasets.buckets import (
     fit,
     padded_share,
 )
-from OpenSciDraw.errors import UserError
 
 BUCKETS_128 = buckets(128)
 SIZES = [(1, 1), (100, 100), (640, 480), (479, 641), (2000, 33), (33, 2000), (97, 101), (1024, 256), (5, 7)]

@@ -15,8 +15,8 @@ from test_adapters import KLEIN, QWEN
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import build_model
-from OpenSciDraw.training import Training
-from OpenSciDraw.utils import compile_trial
+from OpenSciDraw.training import compile_trial
+from OpenSciDraw.training.run import Training
 
 CPU = torch.device("cpu")
 PASSED = {"ok": True, "compiling": 60.0, "eager": 0.5, "compiled": 0.3, "blocks": 4, "blocks_in_all": 40}
@@ -59,7 +59,7 @@ def test_what_the_child_prints_before_its_answer_does_not_matter() -> None:
 @pytest.mark.parametrize("family", ["klein", "qwen"])
 @pytest.mark.parametrize("lora", [True, False])
 def test_blocks_that_stay_what_they_are_pass_and_wrong_ones_do_not(family: str, lora: bool, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.utils.sharding import repeated_blocks
+    from OpenSciDraw.parallel.sharding import repeated_blocks
 
     monkeypatch.setattr(compile_trial, "compile_blocks", lambda transformer, backend: None)
     found = compile_trial.trial(config(family, use_lora=lora), CPU)
@@ -152,6 +152,6 @@ def test_a_failed_trial_means_eager_blocks_also_where_they_were_asked_for(monkey
 def test_a_run_compiles_its_blocks_when_the_trial_has_passed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     asked(monkeypatch, PASSED)
     compiled: list[Any] = []
-    monkeypatch.setattr("OpenSciDraw.training.compile_blocks", compiled.append)
+    monkeypatch.setattr("OpenSciDraw.training.run.compile_blocks", compiled.append)
     training: Training = run(model_output_dir=str(tmp_path / "run"), max_train_steps=1, compile_blocks=True)
     assert compiled == [training.model.transformer]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from OpenSciDraw.config import Config
-from OpenSciDraw.config_file import ALIASES, RETIRED, format_config, load_config, save_config, schema_table
-from OpenSciDraw.config_text import all_fields
+from OpenSciDraw.config import Config, load_config, save_config
+from OpenSciDraw.config.names import ALIASES, RETIRED
+from OpenSciDraw.config.text import all_fields, format_config, schema_table
 from OpenSciDraw.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
-from OpenSciDraw.datasets.decode import RejectedFigure, decode_picture
+from OpenSciDraw.figures.decode import RejectedFigure, decode_picture
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

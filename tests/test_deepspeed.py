@@ -12,7 +12,7 @@ from conftest import BASE, REPO, merged
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.zero import Zero, settings, take_request
+from OpenSciDraw.parallel.zero import Zero, settings, take_request
 
 HERE = {"dataset": {"type": "ArXiVParquetDatasetV2", "base_dir": "nowhere"}}
 
@@ -64,7 +64,7 @@ def test_what_deepspeed_cannot_do_here_is_refused(environment, said: str, monkey
 
 
 def test_a_missing_deepspeed_says_how_to_install_it(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.utils import zero
+    from OpenSciDraw.parallel import zero
 
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: None)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from OpenSciDraw.config import EvaluateConfig
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation import features as features_module
 from OpenSciDraw.evaluation.distribution import (

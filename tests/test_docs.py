@@ -14,8 +14,8 @@ import pytest
 from conftest import REPO
 
 from OpenSciDraw.cli import build_parser
-from OpenSciDraw.config_file import ALIASES
-from OpenSciDraw.config_text import all_fields
+from OpenSciDraw.config.names import ALIASES
+from OpenSciDraw.config.text import all_fields
 from OpenSciDraw.prepare.pipeline import parse_settings
 
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("OpenSciDraw/*.md"), *REPO.glob("docs/*.md"), *REPO.glob("dev/*.md")])

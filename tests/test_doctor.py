@@ -13,9 +13,9 @@ import pytest
 from conftest import BASE, REPO, merged, write_config
 from huggingface_hub import constants, hf_api
 
-from OpenSciDraw import doctor
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import build_model
+from OpenSciDraw.planning import doctor
 
 
 def run(capsys: pytest.CaptureFixture[str], config: Path | None = None, *options: str) -> tuple[int, str]:
@@ -202,8 +202,8 @@ def test_a_disk_fails_below_one_checkpoint_and_warns_below_all(tmp_path: Path) -
 
 def test_the_checkpoints_of_a_full_fine_tune_are_counted_from_shapes(tmp_path: Path) -> None:
     """9,078.58 M parameters x (4 + 8 + 4) bytes: weights, AdamW, average."""
-    from OpenSciDraw.config_file import load_config
-    from OpenSciDraw.plan import planned_model
+    from OpenSciDraw.config import load_config
+    from OpenSciDraw.planning.plan import planned_model
 
     config = load_config(REPO / "configs" / "260120" / "flux2klein_fulltune.py", [f"model_output_dir={tmp_path}"])
     with planned_model(config) as (model, _):

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from OpenSciDraw.datasets import drawn_house, drawn_small
-from OpenSciDraw.datasets.drawn import KINDS, DrawnFigure, draw_figure, iter_figures, write_folder
+from OpenSciDraw.drawn import house as drawn_house
+from OpenSciDraw.drawn import small as drawn_small
+from OpenSciDraw.drawn.figure import KINDS, DrawnFigure, draw_figure, iter_figures, write_folder
 from OpenSciDraw.errors import UserError
 
 DIAGRAMS = ("pipeline", "flowchart", "method", "network", "graph", "tree")
@@ -82,7 +83,7 @@ def test_a_figure_is_a_pure_function_of_its_arguments() -> None:
 
 def test_a_second_process_draws_the_same_figures() -> None:
     code = (
-        "from tests.test_drawn import fingerprint\nfrom OpenSciDraw.datasets.drawn import draw_figure\n"
+        "from tests.test_drawn import fingerprint\nfrom OpenSciDraw.drawn.figure import draw_figure\n"
         "print(*(fingerprint(draw_figure(4, i)) for i in range(20)))"
     )
     root = Path(__file__).resolve().parents[1]

@@ -25,16 +25,18 @@ import torch
 from conftest import BASE, REPO, merged, write_config
 from PIL import Image
 
-from OpenSciDraw import encode, encode_shards, verify
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
-from OpenSciDraw.datasets.buckets import best_bucket, fit
-from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.datasets.figures import list_figures, load_figure
+from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.encode import run as encode
+from OpenSciDraw.encode import shards as encode_shards
+from OpenSciDraw.encode import verify
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import best_bucket, fit
+from OpenSciDraw.figures.listing import list_figures, load_figure
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
-from OpenSciDraw.store import EncodedStore, index_path
+from OpenSciDraw.store.table import EncodedStore, index_path
 
 DRAWN = {"figures": "drawn:20", "resolution": 128, "samples_per_shard": 6, "num_workers": 0, "batch_size": 4}
 

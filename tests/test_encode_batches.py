@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from OpenSciDraw.datasets.buckets import Bucket
-from OpenSciDraw.encode_batches import ON_A_CPU, BatchSizes, by_length, fitting
+from OpenSciDraw.encode.batches import ON_A_CPU, BatchSizes, by_length, fitting
+from OpenSciDraw.figures.buckets import Bucket
 
 CPU: Any = SimpleNamespace(device=torch.device("cpu"))
 

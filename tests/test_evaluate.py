@@ -19,7 +19,7 @@ from conftest import BASE, REPO, merged, write_config
 from PIL import Image
 
 from OpenSciDraw.cli import main
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import NotScored, PictureMetric, SetMetric
 from OpenSciDraw.evaluation.examples import Example, find_picture, load_examples, picture_name
@@ -559,6 +559,6 @@ def test_a_full_disk_ends_the_evaluation_with_an_error_that_names_it(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("OpenSciDraw.evaluate.write_json", full)
+    monkeypatch.setattr("OpenSciDraw.evaluation.run.write_json", full)
     assert main(["evaluate", str(pictures), "--figures", "drawn:1:style=small", "--out", str(tmp_path / "out")]) == 2
     assert "The disk is full" in capsys.readouterr().err and (tmp_path / "out" / "results.jsonl").exists()

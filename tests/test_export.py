@@ -16,8 +16,8 @@ from safetensors import safe_open
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.export import export
-from OpenSciDraw.training import Training
+from OpenSciDraw.inference.export import export
+from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
 
 PROMPT = "The figure illustrates a flowchart with a blue box labelled 'Encoder'."
@@ -93,7 +93,7 @@ def test_export_of_a_folder_without_a_run_says_what_is_missing(tmp_path: Path) -
 
 
 def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) -> None:
-    from OpenSciDraw import sample
+    from OpenSciDraw.inference import sample
 
     arguments = Namespace(
         run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
@@ -112,9 +112,9 @@ def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, s
     from safetensors.torch import load_file, save_file
 
     from OpenSciDraw.evaluation.drawing import Artist
+    from OpenSciDraw.inference.sample import find_trained
     from OpenSciDraw.models.base import build_model
-    from OpenSciDraw.sample import find_trained
-    from OpenSciDraw.utils.trainable import attach_lora, load_pretrained
+    from OpenSciDraw.weights.trainable import attach_lora, load_pretrained
 
     file = trained / "pytorch_lora_weights.safetensors"
     with safe_open(file, framework="pt") as handle:
@@ -147,8 +147,8 @@ def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, s
 @pytest.mark.parametrize("place", [".", "..", "../.."])
 def test_the_config_of_a_run_folder_is_read_and_never_run(place: str, trained: Path, tmp_path: Path) -> None:
     """Whoever made the folder, or one above it, runs no code here: neither by sample and export nor by evaluate."""
-    from OpenSciDraw.evaluate import find_target
-    from OpenSciDraw.sample import find_trained
+    from OpenSciDraw.evaluation.run import find_target
+    from OpenSciDraw.inference.sample import find_trained
 
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from OpenSciDraw.datasets import figure_rows
-from OpenSciDraw.datasets.drawn import draw_figure
-from OpenSciDraw.datasets.figures import (
+from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures import rows as figure_rows
+from OpenSciDraw.figures.listing import (
     DrawnRef,
     FigureRef,
     RejectedFigure,
@@ -30,7 +31,6 @@ from OpenSciDraw.datasets.figures import (
     load_figure,
     write_rejected,
 )
-from OpenSciDraw.errors import UserError
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpora" / "figures"
 
@@ -555,7 +555,7 @@ def test_damaged_arrow_files_are_refused_with_a_reason_and_never_end_the_process
     program = """
 import random, sys
 from pathlib import Path
-from OpenSciDraw.datasets.figures import list_figures, load_figure, RejectedFigure
+from OpenSciDraw.figures.listing import list_figures, load_figure, RejectedFigure
 from OpenSciDraw.errors import UserError
 file, whole, rng = Path(sys.argv[1]), Path(sys.argv[1]).read_bytes(), random.Random(int(sys.argv[2]))
 for turn in range(200):

@@ -18,13 +18,14 @@ from conftest import make_model
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from OpenSciDraw import encode, flow
+from OpenSciDraw import flow
 from OpenSciDraw.config import Config
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.encode import run as encode
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.inference.sample import sample_normalized
 from OpenSciDraw.models import flux2_klein
 from OpenSciDraw.models.base import build_model
-from OpenSciDraw.sample import sample_normalized
 
 PROMPTS = ["A flowchart with a box labelled 'Encoder'.", "The plot shows the loss over 10 epochs in blue."]
 LENGTH, STEPS, GUIDANCE = 64, 4, 3.0
@@ -267,7 +268,7 @@ def test_the_readmes_lora_targets_resolve_to_the_layers_that_peft_creates(target
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
-    from OpenSciDraw.utils.trainable import resolve_lora_layers
+    from OpenSciDraw.weights.trainable import resolve_lora_layers
 
     transformer = klein_9b_on_meta()
     names = resolve_lora_layers(transformer, targets)
@@ -283,7 +284,7 @@ def test_the_readmes_lora_targets_resolve_to_the_layers_that_peft_creates(target
 
 def test_a_target_that_matches_nothing_names_the_close_ones() -> None:
     from OpenSciDraw.errors import UserError
-    from OpenSciDraw.utils.trainable import resolve_lora_layers
+    from OpenSciDraw.weights.trainable import resolve_lora_layers
 
     with pytest.raises(UserError, match="to_kk.*Did you mean.*to_k"):
         resolve_lora_layers(klein_9b_on_meta(), "to_kk")

@@ -11,10 +11,10 @@ from test_adapters import built, gradients
 from torch import nn
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils import fp8
-from OpenSciDraw.utils.adapters import AdaptedLinear
-from OpenSciDraw.utils.precision import compute_throughout
-from OpenSciDraw.utils.sharding import repeated_blocks
+from OpenSciDraw.parallel.sharding import repeated_blocks
+from OpenSciDraw.weights import fp8
+from OpenSciDraw.weights.adapters import AdaptedLinear
+from OpenSciDraw.weights.precision import compute_throughout
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -66,7 +66,7 @@ def test_layers_of_a_group_share_the_8_bit_form_of_their_input(monkeypatch: pyte
     fp8.use_fp8_products(model.transformer, torch.device("cpu"))
     compute_throughout(model, model.transformer, config)
     attention, made, exact = model.transformer.transformer_blocks[0].attn, [], fp8.quantize_rows
-    monkeypatch.setattr("OpenSciDraw.utils.adapters.quantize_rows", lambda x: made.append(1) or exact(x))
+    monkeypatch.setattr("OpenSciDraw.weights.adapters.quantize_rows", lambda x: made.append(1) or exact(x))
     x = torch.randn(2, 5, attention.to_q.in_features)
     together = [layer(x) for layer in (attention.to_q, attention.to_k, attention.to_v)]
     assert len(made) == 1

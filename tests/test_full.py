@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.export import export, find_trained
-from OpenSciDraw.training import Training
-from OpenSciDraw.utils import checkpoint
-from OpenSciDraw.utils.ema import WeightAverage
+from OpenSciDraw.inference.export import export, find_trained
+from OpenSciDraw.training.run import Training
+from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.weights.average import WeightAverage
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FULL = {"use_lora": False, "learning_rate": 1e-4}
@@ -175,7 +175,7 @@ def test_validation_uses_the_average_by_choice(run, tmp_path: Path) -> None:  # 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_average_is_exported_and_drawn(run, lora: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.sample import main
+    from OpenSciDraw.inference.sample import main
 
     training = run(**EMA, use_lora=lora, learning_rate=1e-3, model_output_dir=str(tmp_path / "run"))
     assert training.average is not None

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import REPO
 
-from OpenSciDraw.config_file import load_config
+from OpenSciDraw.config import load_config
 
 sys.path.insert(0, str(REPO / "jobs"))
 import generate  # noqa: E402

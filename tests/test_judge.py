@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from OpenSciDraw.config import EvaluateConfig
-from OpenSciDraw.datasets.drawn import KINDS, draw_figure
+from OpenSciDraw.drawn.figure import KINDS, draw_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation import judge
 from OpenSciDraw.evaluation.base import NotScored

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import SHARED
 
-from OpenSciDraw.prepare.caption_text import readable
-from OpenSciDraw.prepare.latex import LatexFigure, PaperFigures, read_figures
+from OpenSciDraw.prepare.latex.caption_text import readable
+from OpenSciDraw.prepare.latex.figures import LatexFigure, PaperFigures, read_figures
 from OpenSciDraw.prepare.settings import Limits
 
 LIMITS = Limits.model_validate({})

@@ -18,8 +18,8 @@ from conftest import BASE, merged
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow, Sample
-from OpenSciDraw.datasets.buckets import buckets
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import buckets
 
 BUCKETS = [(64, 64), (64, 32), (32, 64)]  # height, width in pixels
 TOKENS, WIDTH = 6, 8
@@ -410,7 +410,7 @@ def train_values(tiny_v2: Path, out: Path, **changes: object) -> dict:
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_two_steps_on_v2_data_with_a_declared_contract(tiny_v2: Path, tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.training import Training
+    from OpenSciDraw.training.run import Training
     from train_OpenSciDraw_loop import train
 
     declared = {"vae": "AutoencoderKLFlux2", "max_sequence_length": 64}
@@ -426,7 +426,7 @@ def test_two_steps_on_v2_data_with_a_declared_contract(tiny_v2: Path, tmp_path: 
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("declared", [{"vae": "AutoencoderKL"}, {"max_sequence_length": 512}, {"made_by": "me"}])
 def test_a_declared_contract_that_is_not_the_models_is_an_error(tiny_v2: Path, tmp_path: Path, declared: dict) -> None:
-    from OpenSciDraw.training import Training
+    from OpenSciDraw.training.run import Training
 
     key = next(iter(declared))
     with pytest.raises(UserError, match=f"dataset.contract: {key}"):

@@ -13,11 +13,11 @@ import pytest
 from conftest import SHARED
 from PIL import Image, ImageDraw, ImageOps
 
-from OpenSciDraw.datasets.decode import decode_picture
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.prepare.language import language_of
-from OpenSciDraw.prepare.measure import (
+from OpenSciDraw.figures.decode import decode_picture
+from OpenSciDraw.prepare.filters.language import language_of
+from OpenSciDraw.prepare.filters.measure import (
     MEASUREMENT_FIELDS,
     Measurements,
     count_words,
@@ -26,7 +26,7 @@ from OpenSciDraw.prepare.measure import (
     sharpness,
     text_share,
 )
-from OpenSciDraw.prepare.render import Picture
+from OpenSciDraw.prepare.pictures.render import Picture
 
 FIGURES = SHARED / "corpora" / "figures"
 

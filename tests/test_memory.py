@@ -20,17 +20,17 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import TextBatch, build_model
-from OpenSciDraw.utils import trainable
-from OpenSciDraw.utils.activations import (
+from OpenSciDraw.parallel.sharding import Sharding, repeated_blocks, shard
+from OpenSciDraw.training.compile_trial import compile_blocks
+from OpenSciDraw.training.memory.activations import (
     ActivationBudget,
     SavedBytes,
     automatic_budget,
     measure_saved_bytes,
 )
-from OpenSciDraw.utils.compile_trial import compile_blocks
-from OpenSciDraw.utils.offload import BlockOffload, each
-from OpenSciDraw.utils.quantization import quantization_config
-from OpenSciDraw.utils.sharding import Sharding, repeated_blocks, shard
+from OpenSciDraw.training.memory.offload import BlockOffload, each
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.quantization import quantization_config
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 KLEIN = "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
@@ -190,7 +190,7 @@ class Full:
     """A device that is full at the given calls of blocks (in order, recomputations included)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: set[int]):
-        from OpenSciDraw.utils import activations
+        from OpenSciDraw.training.run.memory import activations
 
         self.calls, real = 0, activations.ActivationBudget.__call__
 

@@ -25,14 +25,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from OpenSciDraw.datasets.buckets import best_bucket, fit
-from OpenSciDraw.datasets.figures import list_figures, load_figure
+from OpenSciDraw.figures.buckets import best_bucket, fit
+from OpenSciDraw.figures.listing import list_figures, load_figure
 from OpenSciDraw.models.base import FigureModel, ModelSource
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.models.qwen_image import QwenImage
-from OpenSciDraw.store import EncodedStore
-from OpenSciDraw.utils.prodigy import Prodigy
+from OpenSciDraw.store.table import EncodedStore
+from OpenSciDraw.training.optimizers.prodigy import Prodigy
 
 sys.path.insert(0, str(REPO / "benchmarks" / "gpu"))
 
@@ -280,7 +280,7 @@ def test_the_average_lies_between_the_weights_of_the_steps(trained) -> None:  # 
 
 # -- pictures ---------------------------------------------------------------------------------------
 def test_validation_and_sample_draw_the_same_picture(trained, device: torch.device) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw import sample
+    from OpenSciDraw.inference import sample
 
     prompts = {"validation_prompts": [PROMPT], "resolution_list": [[WIDTH, HEIGHT]], "validation_steps": 2, "validation_seed": 7}
     training = trained("drawing", **prompts, mixed_precision="bf16")

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BASE, REPO, merged
+from OpenSciDraw.training.run.optimizers import choice as optim
+from OpenSciDraw.training.run.optimizers import lean_adamw as lean
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.flow import keyed_generator
-from OpenSciDraw.utils import checkpoint, optim
-from OpenSciDraw.utils import lean_adamw as lean
-from OpenSciDraw.utils.host_adamw import HostAdamW
-from OpenSciDraw.utils.lean_adamw import LeanAdamW, block_size, dequantized
-from OpenSciDraw.utils.prodigy import Prodigy
+from OpenSciDraw.training.optimizers.host_adamw import HostAdamW
+from OpenSciDraw.training.optimizers.lean_adamw import LeanAdamW, block_size, dequantized
+from OpenSciDraw.training.optimizers.prodigy import Prodigy
+from OpenSciDraw.weights import checkpoint
 
 DATA = {"type": "FigureDataset", "figures": "drawn:4", "base_dir": ".", "parquet_base_path": ""}
 FULL_BF16 = {"use_lora": False, "master_weights": "bf16", "mixed_precision": "bf16"}
@@ -322,7 +323,7 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 60) -
 @pytest.mark.parametrize("decouple", [True, False])
 @pytest.mark.parametrize("warm", [True, False])
 def test_prodigy_takes_its_authors_steps(decouple: bool, warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("OpenSciDraw.utils.prodigy.BATCH", 200 if warm else 2**24)  # parameters in several lists, or in one
+    monkeypatch.setattr("OpenSciDraw.training.optimizers.prodigy.BATCH", 200 if warm else 2**24)  # in several lists, or in one
     theirs = pytest.importorskip("prodigyopt").Prodigy
     options = {"lr": 0.7, "betas": (0.9, 0.99), "beta3": None, "weight_decay": 1e-2, "eps": 1e-8, "decouple": decouple,
                "use_bias_correction": warm, "safeguard_warmup": warm}  # fmt: skip
@@ -384,7 +385,7 @@ def on_each_rank(folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from OpenSciDraw.utils.sharding import deal
+    from OpenSciDraw.parallel.sharding import deal
 
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -446,7 +447,7 @@ def test_two_ranks_train_as_one_and_read_each_others_state(tmp_path: Path) -> No
     {"use_8bit_adam": True, "rank": 64}, {**FULL_BF16, "use_8bit_adam": True}, {"use_lora": False, "offload_optimizer": True},
 ])  # fmt: skip
 def test_a_run_clips_learns_and_resumes_to_the_bit(changes: dict, store_config: dict, fresh_accelerate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.training import Training  # here, because the ranks above need not load all of it
+    from OpenSciDraw.training.run import Training  # here, because the ranks above need not load all of it
     from train_OpenSciDraw_loop import train
 
     values = merged(store_config, model_output_dir=str(tmp_path), checkpointing_steps=1, max_train_steps=2, **changes)

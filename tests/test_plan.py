@@ -14,11 +14,11 @@ from OpenSciDraw.cli import main
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, TextBatch, build_model
-from OpenSciDraw.plan import count_flops, make_plan, norms_as_on_a_gpu, plan_with_changes
-from OpenSciDraw.utils import trainable
-from OpenSciDraw.utils.activations import ActivationBudget, measure_saved_bytes
-from OpenSciDraw.utils.optim import build_optimizer
-from OpenSciDraw.utils.precision import compute_throughout
+from OpenSciDraw.planning.plan import count_flops, make_plan, norms_as_on_a_gpu, plan_with_changes
+from OpenSciDraw.training.memory.activations import ActivationBudget, measure_saved_bytes
+from OpenSciDraw.training.optimizers.choice import build_optimizer
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.precision import compute_throughout
 
 HERE = {"dataset": {"type": "ArXiVParquetDatasetV2", "base_dir": "nowhere"}, "encode": {"resolution": 128}}
 WIDER = {"num_layers": 3, "num_single_layers": 6, "attention_head_dim": 64, "num_attention_heads": 13, "axes_dims_rope": [16] * 4}
@@ -136,7 +136,7 @@ def test_sharding_divides_and_batches_multiply(tiny_folder: Path) -> None:
 
 
 def test_the_stores_own_sizes_are_planned(store_config) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.plan import planned_model, shapes
+    from OpenSciDraw.planning.plan import planned_model, shapes
 
     config = Config.model_validate(store_config)
     with planned_model(config) as (model, _):

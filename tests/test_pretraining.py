@@ -14,13 +14,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.models.base import ModelSource
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText
 from OpenSciDraw.train_iteration_funcs.flow_matching import Place
 from OpenSciDraw.train_iteration_funcs.pretraining import caption_language_model_loss, number_names
-from OpenSciDraw.training import Training
+from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

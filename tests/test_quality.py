@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO, write_config
 
 from OpenSciDraw.cli import main
-from OpenSciDraw.config_file import load_config
+from OpenSciDraw.config import load_config
 from OpenSciDraw.models.embedded import SHIPPED
 
 NAME = "flux2_klein_tiny"

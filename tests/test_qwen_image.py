@@ -20,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.inference.sample import sample_normalized
 from OpenSciDraw.models import qwen_image
 from OpenSciDraw.models.base import FigureModel, ModelSource, TextBatch
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.qwen_image import QwenImage
-from OpenSciDraw.sample import sample_normalized
-from OpenSciDraw.utils.trainable import resolve_lora_layers
+from OpenSciDraw.weights.trainable import resolve_lora_layers
 
 PROMPTS = ["A flowchart with a box labelled 'Encoder'.", "The plot shows the loss over 10 epochs in blue."]
 LENGTH, STEPS, GUIDANCE = 64, 4, 3.0
@@ -397,9 +397,9 @@ def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
     """(values, run): 24 drawn figures encoded, three steps of LoRA with strong weights, step 3 trained again after a resume."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from OpenSciDraw import encode
     from OpenSciDraw.config import Config
-    from OpenSciDraw.training import Training
+    from OpenSciDraw.encode import run as encode
+    from OpenSciDraw.training.run import Training
     from train_OpenSciDraw_loop import train
 
     def go(values: dict) -> None:
@@ -454,7 +454,7 @@ def test_older_data_with_a_frame_axis_and_masked_text_train_as_they_are(qwen, tm
     import pyarrow.parquet as pq
 
     from OpenSciDraw.config import Config
-    from OpenSciDraw.training import Training
+    from OpenSciDraw.training.run import Training
     from train_OpenSciDraw_loop import train
 
     text, rows = qwen.encode_prompts(PROMPTS[:1])[0].numpy().astype(np.float16), []
@@ -497,7 +497,7 @@ def shown(run: Path, step: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["diffusers", "comfyui"])
 def test_the_exported_lora_gives_the_picture_that_training_showed(kind, trained, qwen_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.export import export
+    from OpenSciDraw.inference.export import export
 
     run = trained[1]
     (file,) = export(str(run), tmp_path, (kind,), "fp32")
@@ -534,8 +534,8 @@ def test_lengths_by_which_captions_are_batched_are_those_that_decide_the_padding
 def test_captions_batched_by_length_lie_in_their_order_and_are_those_of_one_row(qwen: QwenImage) -> None:
     from tqdm import tqdm
 
-    from OpenSciDraw.encode_batches import BatchSizes
-    from OpenSciDraw.encode_shards import caption_batches
+    from OpenSciDraw.encode.batches import BatchSizes
+    from OpenSciDraw.encode.shards import caption_batches
 
     captions = [f"{number}: " + "a box and an arrow, " * (number * 5 % 7) for number in range(11)]
     encoded = list(caption_batches(qwen, captions, BatchSizes(4, qwen), tqdm(disable=True)))

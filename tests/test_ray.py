@@ -19,14 +19,14 @@ import pytest
 from conftest import BASE, REPO, merged, write_config
 from test_prepare import paper, settings
 
-from OpenSciDraw import encode
 from OpenSciDraw.config import Config
-from OpenSciDraw.datasets.figures import FigureRef
-from OpenSciDraw.engines import ray_engine
+from OpenSciDraw.encode import ray_engine
+from OpenSciDraw.encode import run as encode
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.listing import FigureRef
 from OpenSciDraw.models.base import build_model
 from OpenSciDraw.prepare.pipeline import prepare
-from OpenSciDraw.shards import Contract
+from OpenSciDraw.store.shard import Contract
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 NODE = {"num_cpus": 2, "object_store_memory": 200_000_000}

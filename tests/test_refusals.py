@@ -169,7 +169,7 @@ def test_a_full_disk_is_said(  # type: ignore[no-untyped-def]
 
     with monkeypatch.context() as patched:
         patched.setattr("PIL.Image.Image.save", full)
-        patched.setattr("OpenSciDraw.export.save_file", full)
+        patched.setattr("OpenSciDraw.inference.export.save_file", full)
         if command in ("report", "train"):
             patched.setattr("pathlib.Path.write_text", full)
         said = refused(arguments, capsys)
@@ -239,7 +239,7 @@ def test_damaged_results_are_measured_again_and_damaged_settings_refused(trained
 
 @pytest.mark.parametrize("manifest", ["", "[]", "1", "nested", "long", "null byte", "noise"])
 def test_a_damaged_manifest_is_a_damaged_checkpoint(manifest: str, tmp_path: Path) -> None:
-    from OpenSciDraw.utils.checkpoint import DamagedCheckpoint, check
+    from OpenSciDraw.weights.checkpoint import DamagedCheckpoint, check
 
     others = {"nested": "[" * 100_000, "long": json.dumps({"x" * 300: "0"}), "null byte": json.dumps({"a\0b": "0"})}
     content = others.get(manifest, manifest)

@@ -27,11 +27,11 @@ from OpenSciDraw.datasets.ahead import BatchReader, Numbered
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead, StoreRows
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.remote import Patience, Remote, RemoteFolder
-from OpenSciDraw.row_cache import RowCache
-from OpenSciDraw.shards import FIGURE_SCHEMA, index_path, write_shard
-from OpenSciDraw.staging import Staging
-from OpenSciDraw.store import EncodedStore
+from OpenSciDraw.store.cache import RowCache
+from OpenSciDraw.store.remote import Patience, Remote, RemoteFolder
+from OpenSciDraw.store.shard import FIGURE_SCHEMA, index_path, write_shard
+from OpenSciDraw.store.staging import Staging
+from OpenSciDraw.store.table import EncodedStore
 
 ROWS = 24
 QUICK = Patience(tries=4, first_seconds=0.01, longest_seconds=0.05, stall_seconds=1.5)
@@ -488,7 +488,7 @@ def test_a_service_that_never_answers_is_given_up_after_the_time_that_was_promis
 
 
 def test_secrets_in_errors_are_left_out() -> None:
-    from OpenSciDraw.remote import _plain
+    from OpenSciDraw.store.remote import _plain
 
     text = _plain(OSError("GET https://a/b?sv=1&sig=SECRET&se=2 and AccountKey=SECRET; X-Amz-Signature=SECRET"))
     assert "SECRET" not in text and "se=2" in text

@@ -17,10 +17,10 @@ import pytest
 from conftest import SHARED
 from PIL import Image, ImageDraw
 
-from OpenSciDraw.prepare.picture import Picture, RejectedPicture
-from OpenSciDraw.prepare.render import crop_of, render
+from OpenSciDraw.prepare.pictures.picture import Picture, RejectedPicture
+from OpenSciDraw.prepare.pictures.render import crop_of, render
+from OpenSciDraw.prepare.pictures.tikz import compile_tikz, find_tex_engine
 from OpenSciDraw.prepare.settings import Limits
-from OpenSciDraw.prepare.tikz import compile_tikz, find_tex_engine
 
 pytest.importorskip("pypdfium2", reason="needs the extra 'prepare'")
 pytest.importorskip("resvg_py", reason="needs the extra 'prepare'")

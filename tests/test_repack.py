@@ -19,12 +19,12 @@ from test_legacy_data import as_lists, random, write_table
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, StoreRows
 from OpenSciDraw.datasets.batch import Sample
-from OpenSciDraw.datasets.buckets import buckets
 from OpenSciDraw.datasets.legacy import LegacyRows
+from OpenSciDraw.encode.repack import main, repack
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.repack import main, repack
-from OpenSciDraw.shards import index_path, read_shard_info
-from OpenSciDraw.store import EncodedStore
+from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.store.shard import index_path, read_shard_info
+from OpenSciDraw.store.table import EncodedStore
 
 SIZES = [(bucket.height, bucket.width) for bucket in buckets(128)[4:7]]
 CAPTIONS = [f"caption {n % 5}" for n in range(11)]  # 6 of 11 occur before
@@ -263,7 +263,7 @@ def test_a_store_is_repacked_into_other_shards_with_its_own_contract(tmp_path: P
     assert ours is not None and theirs is not None and not theirs.differences(ours, ("latents", "text", "picture"))
     store = EncodedStore(tmp_path / "new", with_text=True)
     assert len(store.figures.shards) == 1 and torch.equal(store.empty_text(), EncodedStore(folder, with_text=True).empty_text())
-    from OpenSciDraw.verify import verify_main
+    from OpenSciDraw.encode.verify import verify_main
 
     assert verify_main(str(tmp_path / "new"), 0, str(tmp_path / "pictures"), []) == 0
     columns = ["id", "placement", "bucket_w", "bucket_h", "aspect_ratio", "text_key"]
@@ -310,7 +310,7 @@ def test_refusals_say_what_to_do(tmp_path: Path, rows: list[dict], store_config:
 
 
 def test_text_is_stored_as_the_config_says_and_not_rounded_twice(tmp_path: Path, rows: list[dict]) -> None:
-    from OpenSciDraw.utils import text_codec
+    from OpenSciDraw.store import codec as text_codec
 
     write_layout(tmp_path / "old", rows, "V1")
     repack(tmp_path / "old", tmp_path / "new", config(encode={"text_storage": "int8"}))

@@ -16,9 +16,9 @@ from PIL import Image
 
 from OpenSciDraw.cli import main
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.report import write_report
 from OpenSciDraw.reporting.charts import Line, chart, smoothed, thinned, ticks
 from OpenSciDraw.reporting.page import Pictures
+from OpenSciDraw.reporting.run import write_report
 
 EVIL = "<script>alert(1)</script> & 'quotes' \"double\""
 SCORE = {"value": 0.9, "low": 0.85, "high": 0.94, "examples": 40, "failures": 1, "higher_is_better": True}

@@ -17,12 +17,12 @@ import torch
 from conftest import REPO
 from test_store import CONTRACT, figure_row, make_store
 
-from OpenSciDraw import shards
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler, _covered
-from OpenSciDraw.shards import FIGURE_PARTS, FIGURE_SCHEMA, index_path, write_shard
-from OpenSciDraw.store import EncodedStore, StoreTable
+from OpenSciDraw.store import shard as shards
+from OpenSciDraw.store.shard import FIGURE_PARTS, FIGURE_SCHEMA, index_path, write_shard
+from OpenSciDraw.store.table import EncodedStore, StoreTable
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import run_million  # noqa: E402

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from OpenSciDraw.prepare.duplicates import HASH_BYTES, representatives
+from OpenSciDraw.prepare.filters.duplicates import HASH_BYTES, representatives
 from OpenSciDraw.prepare.select import COLUMNS, QUALITIES, SPLITS, select
 from OpenSciDraw.prepare.settings import PrepareSettings
 

@@ -12,7 +12,7 @@ from conftest import REPO, SHARED, merged, write_config
 from test_training import EXACT, assert_same_run, losses, start
 
 from OpenSciDraw.cli import main
-from OpenSciDraw.utils import checkpoint
+from OpenSciDraw.weights import checkpoint
 
 pytestmark = pytest.mark.slow
 CORPUS = SHARED / "corpora" / "figures"

@@ -14,9 +14,9 @@ from conftest import merged
 from safetensors.torch import load_file
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.training import Training
-from OpenSciDraw.utils import checkpoint
-from OpenSciDraw.utils.snapshot import Snapshot
+from OpenSciDraw.training.run import Training
+from OpenSciDraw.training.snapshot import Snapshot
+from OpenSciDraw.weights import checkpoint
 from train_OpenSciDraw_loop import train
 
 

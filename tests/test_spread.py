@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.training import Training
-from OpenSciDraw.utils.sharding import take_request
+from OpenSciDraw.parallel.sharding import take_request
+from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -77,8 +77,8 @@ def square_store(tmp_path_factory) -> dict:  # type: ignore[no-untyped-def]
     """Square figures: one bucket, so that batches of 2 x 2 and of 4 hold the same rows."""
     from conftest import BASE
 
-    from OpenSciDraw import encode
-    from OpenSciDraw.datasets.drawn import draw_figure
+    from OpenSciDraw.drawn.figure import draw_figure
+    from OpenSciDraw.encode import run as encode
 
     figures, store = tmp_path_factory.mktemp("figures"), tmp_path_factory.mktemp("store")
     for index in range(23):

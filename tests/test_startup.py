@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO, merged, write_config
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.startup import quick_imports, unused_libraries
+from OpenSciDraw.training.startup import quick_imports, unused_libraries
 
 UNUSED = (
     "wandb", "matplotlib", "torchao", "scipy", "sklearn", "tensorboard", "deepspeed", "bitsandbytes", "ray", "cv2",

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from conftest import REPO, merged, write_config
 
-from OpenSciDraw.training import EXIT_PREEMPTED
-from OpenSciDraw.utils import checkpoint
-from OpenSciDraw.utils.stopping import StopRequest, StopSignals
+from OpenSciDraw.training.run import EXIT_PREEMPTED
+from OpenSciDraw.training.stopping import StopRequest, StopSignals
+from OpenSciDraw.weights import checkpoint
 
 PROGRAM = str(REPO / "train_OpenSciDraw_loop.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", PROGRAM]

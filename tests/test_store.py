@@ -14,8 +14,8 @@ import torch
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.shards import what_is_damaged
-from OpenSciDraw.store import (
+from OpenSciDraw.store.shard import what_is_damaged
+from OpenSciDraw.store.table import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
     TEXT_PARTS,
@@ -158,7 +158,7 @@ def test_an_index_of_100000_rows_opens_within_two_seconds_and_captions_stay_on_d
     """The index files as `encode` leaves them: 400 shards of 256; the tensors are never touched."""
     import resource
 
-    from OpenSciDraw.shards import index_schema, write_index
+    from OpenSciDraw.store.shard import index_schema, write_index
 
     caption = "The figure illustrates a pipeline. " * 100  # 3.5 kB, as long captions are
     row = {k: v for k, v in figure_row(0, caption).columns.items()} | {"shape": [4, 6, 8], "xxh3": 0, "offset": 0, "nbytes": 1}
@@ -183,7 +183,7 @@ def test_forked_processes_read_side_by_side_from_files_that_were_open_before(sto
     import multiprocessing
     from pathlib import Path
 
-    from OpenSciDraw.store import FIGURE_PARTS, StoreTable
+    from OpenSciDraw.store.table import FIGURE_PARTS, StoreTable
 
     table = StoreTable(Path(store_config["dataset"]["base_dir"]) / "store" / "figures", FIGURE_PARTS)
     for row in range(len(table)):
@@ -259,7 +259,7 @@ def with_numbers(folder: Path, value: float) -> Path:
     bad.tensor[0, 1, 2] = value
     rows = [bad if number == 2 else figure_row(number, f"caption {number % 3}") for number in range(4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("OpenSciDraw.shards.math.isfinite", lambda number: True)
+        patch.setattr("OpenSciDraw.store.shard.math.isfinite", lambda number: True)
         write_shard(folder / "figures" / "00000.parquet", FIGURE_SCHEMA, rows, CONTRACT, {})
     return folder
 

@@ -14,11 +14,11 @@ from PIL import Image, ImageFilter
 
 pytest.importorskip("cv2", reason="the extra 'evaluate' is not installed")
 
-from OpenSciDraw.datasets.drawn import DrawnFigure, draw_figure
-from OpenSciDraw.datasets.drawn_canvas import Canvas
-from OpenSciDraw.evaluation.glyphs import read_text, same_text
+from OpenSciDraw.drawn.canvas import Canvas
+from OpenSciDraw.drawn.figure import DrawnFigure, draw_figure
 from OpenSciDraw.evaluation.structure import draw_reading, read_structure, score_structure
-from OpenSciDraw.evaluation.vision import color_of
+from OpenSciDraw.reading.glyphs import read_text, same_text
+from OpenSciDraw.reading.vision import color_of
 
 
 def example(figure: DrawnFigure, **changes: Any) -> SimpleNamespace:
@@ -166,7 +166,7 @@ def test_look_alike_letters_count_as_the_same_and_others_do_not() -> None:
 
 
 def test_every_fill_of_the_palette_has_its_own_name_and_keeps_it_when_pale() -> None:
-    from OpenSciDraw.datasets.drawn_canvas import PALETTE
+    from OpenSciDraw.drawn.canvas import PALETTE
 
     for name, (fill, _) in PALETTE.items():
         assert color_of(np.array(fill)) == name

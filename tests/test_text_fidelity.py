@@ -13,11 +13,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from OpenSciDraw.config import EvaluateConfig
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.evaluation import ocr
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.evaluation.text_fidelity import compared, quoted_phrases, similarity, text_fidelity, words_of
+from OpenSciDraw.reading import ocr
 from OpenSciDraw.registry import METRICS
 
 needs_rapidocr = pytest.mark.skipif(importlib.util.find_spec("rapidocr") is None, reason="needs the extra 'ocr'")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import merged
 
-from OpenSciDraw import encode
 from OpenSciDraw.config import Config
+from OpenSciDraw.encode import run as encode
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import build_model
-from OpenSciDraw.store import TEXT_PARTS, StoreTable
-from OpenSciDraw.utils import text_codec
+from OpenSciDraw.store import codec as text_codec
+from OpenSciDraw.store.table import TEXT_PARTS, StoreTable
 
 
 def there_and_back(tensor: torch.Tensor, codec: str) -> torch.Tensor:

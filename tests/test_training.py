@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.training import EXIT_PREEMPTED, Training
-from OpenSciDraw.utils import checkpoint
+from OpenSciDraw.training.run import EXIT_PREEMPTED, Training
+from OpenSciDraw.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

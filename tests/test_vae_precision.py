@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import BASE, merged
 
-from OpenSciDraw import encode
 from OpenSciDraw.config import Config
+from OpenSciDraw.encode import run as encode
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import vae_precision
 from OpenSciDraw.models.base import build_model
@@ -22,7 +22,7 @@ from OpenSciDraw.models.vae_precision import (
     latent_errors,
     products_in_tf32,
 )
-from OpenSciDraw.store import EncodedStore
+from OpenSciDraw.store.table import EncodedStore
 
 DRAWN = {"figures": "drawn:6", "resolution": 128, "samples_per_shard": 3, "num_workers": 0, "batch_size": 2}
 

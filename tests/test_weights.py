@@ -16,8 +16,8 @@ from torch import Tensor
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import build_model
-from OpenSciDraw.utils.trainable import load_pretrained
-from OpenSciDraw.utils.weights import open_weights
+from OpenSciDraw.weights.other_programs import open_weights
+from OpenSciDraw.weights.trainable import load_pretrained
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
-from OpenSciDraw.remote import RemoteFolder
-from OpenSciDraw.store import Contract, EncodedStore
-from OpenSciDraw.store_files import Folder, LocalFolder
+from OpenSciDraw.store.files import Folder, LocalFolder
+from OpenSciDraw.store.remote import RemoteFolder
+from OpenSciDraw.store.table import Contract, EncodedStore
 from OpenSciDraw.utils.files import is_remote
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -43,7 +43,7 @@ class Rows(Protocol):
 
 
 class StoreRows:
-    """Rows of our own store (OpenSciDraw/store.py)."""
+    """Rows of our own store (OpenSciDraw/store/table.py)."""
 
     def __init__(self, folder: Path | Folder, with_text: bool):
         folder = LocalFolder(folder) if isinstance(folder, Path) else folder

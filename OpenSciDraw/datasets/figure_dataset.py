@@ -12,11 +12,11 @@ from tqdm import tqdm
 from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Sample
-from OpenSciDraw.datasets.figures import FigureRef, RejectedFigure, list_figures
-from OpenSciDraw.encode_shards import Prepared, prepare, to_model_range
+from OpenSciDraw.encode.shards import Prepared, prepare, to_model_range
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, list_figures
 from OpenSciDraw.registry import DATASETS
-from OpenSciDraw.store import Contract
+from OpenSciDraw.store.table import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
 

@@ -1,7 +1,7 @@
 """Encoded layouts that existed before the store: V1 (tensors in the row), V2 and V3 (npz beside the Parquet).
 
 They record nothing of how they were made, so they load with the contract that the config declares and a
-warning; shapes are still checked row by row. `scienceflow repack` (OpenSciDraw/repack.py) turns them into a store.
+warning; shapes are still checked row by row. `scienceflow repack` (OpenSciDraw/encode/repack.py) turns them into a store.
 docs/data-formats.md lists the columns.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.store import Contract
+from OpenSciDraw.store.table import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
 _ALWAYS = {"caption", "bucket_w", "bucket_h"}

@@ -31,7 +31,7 @@ from OpenSciDraw.utils.versions import versions
 
 if TYPE_CHECKING:
     from OpenSciDraw.evaluation.drawing import Artist, Sampler
-    from OpenSciDraw.export import Trained
+    from OpenSciDraw.inference.export import Trained
 
 SUMMARY, SETTINGS, DRAWN, PICTURES = "evaluation.json", "settings.json", "drawn.jsonl", "pictures"
 _LOG = logging.getLogger("OpenSciDraw")

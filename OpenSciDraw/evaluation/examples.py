@@ -3,13 +3,13 @@
 `load_examples` reads
 
     drawn:COUNT[:…]                 figures of the drawing program: their captions, exact truth and the pictures themselves
-    a folder, .csv, .parquet …      figures with captions, as `encode.figures` (datasets/figures.py); a folder of `scienceflow
+    a folder, .csv, .parquet …      figures with captions, as `encode.figures` (figures/listing.py); a folder of `scienceflow
                                     draw` has its truth in truth.jsonl
     a .jsonl of prompts             one object a line; keys below
 
 Keys of a line of prompts: `prompt` (or caption, text), `width` and `height` (px; together, or left to the model), `id`
 (a text or a number; else the line's number), `rubric` (an object: what a judge looks for), `truth` (an object, as
-datasets/drawn.py writes it), and the path of a reference picture from the list's folder: `reference` (or image, file_name,
+drawn/figure.py writes it), and the path of a reference picture from the list's folder: `reference` (or image, file_name,
 path, image_path). Other keys are passed over. A .jsonl in which no line has `width`, `rubric`, `truth` or `reference`, and
 that names pictures, is a list of figures.
 """
@@ -28,10 +28,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from OpenSciDraw.datasets.buckets import best_bucket
-from OpenSciDraw.datasets.figure_lists import jsonl_rows
-from OpenSciDraw.datasets.figures import DrawnRef, FigureRef, FileRef, RejectedFigure, list_figures, load_figure
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import best_bucket
+from OpenSciDraw.figures.listing import DrawnRef, FigureRef, FileRef, RejectedFigure, list_figures, load_figure
+from OpenSciDraw.figures.sources import jsonl_rows
 
 _LOG = logging.getLogger("OpenSciDraw")
 _IMAGE_KEYS = ("reference", "image", "file_name", "path", "image_path")

@@ -3,7 +3,7 @@
     efficientnet-lite0   1,280 numbers: the last layer before the classes of a network trained on ImageNet, averaged over the
                          picture (the extra 'features')
     figure-measures      93 numbers that need nothing else: what tells plots, diagrams, photos and tables apart in
-                         prepare/kinds.py, and how much of 64 colours there is
+                         reading/kinds.py, and how much of 64 colours there is
     a folder             the image embedding of a model saved by transformers with its image processor: CLIP, SigLIP,
                          DINOv2 and their like. Also written clip:FOLDER, whatever the model is.
 
@@ -28,7 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from OpenSciDraw.config import PACKAGED_FEATURES
+from OpenSciDraw.config.schema import PACKAGED_FEATURES
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import parse_json, unfinished
 
@@ -126,7 +126,7 @@ class EfficientNetLite0(Features):
 
 
 class FigureMeasures(Features):
-    """The 29 measurements of prepare/kinds.py in their standard deviations, at most 5, and the square roots of the shares
+    """The 29 measurements of reading/kinds.py in their standard deviations, at most 5, and the square roots of the shares
     of 4 x 4 x 4 colours (Hellinger's scale: few pixels of a colour count) in steps of 0.05, at most 5.
 
     Measurements alone do not see a change of colours; benchmarks/run_distribution.py compares.
@@ -136,14 +136,14 @@ class FigureMeasures(Features):
 
     @cached_property
     def version(self) -> str:
-        from OpenSciDraw.prepare.kind_weights import MEAN, SCALE
+        from OpenSciDraw.reading.kind_weights import MEAN, SCALE
 
         return f"1-{xxhash.xxh3_64_hexdigest(MEAN.tobytes() + SCALE.tobytes())}"
 
     def compute(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        from OpenSciDraw.prepare.kind_weights import MEAN, SCALE
-        from OpenSciDraw.prepare.kinds import background_colour, kind_features
-        from OpenSciDraw.prepare.measure import text_share
+        from OpenSciDraw.prepare.filters.measure import text_share
+        from OpenSciDraw.reading.kind_weights import MEAN, SCALE
+        from OpenSciDraw.reading.kinds import background_colour, kind_features
 
         rows = []
         for picture in pictures:

@@ -11,11 +11,11 @@ from typing import overload
 from PIL import Image
 from tqdm import tqdm
 
-from OpenSciDraw.datasets.figures import RejectedFigure, load_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import NotScored, PictureMetric, SetMetric
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.evaluation.results import WHOLE_SET, Result, Results, digest, digest_of
+from OpenSciDraw.figures.listing import RejectedFigure, load_figure
 
 MISSING = "missing"
 

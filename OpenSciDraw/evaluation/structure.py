@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from OpenSciDraw.datasets.drawn_plots import TRENDS
+from OpenSciDraw.drawn.plots import TRENDS
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import PictureMetric, Scores
-from OpenSciDraw.evaluation.glyphs import same_text
-from OpenSciDraw.evaluation.vision import ReadComponent, ReadFigure, read_figure
+from OpenSciDraw.reading.glyphs import same_text
+from OpenSciDraw.reading.vision import ReadComponent, ReadFigure, read_figure
 from OpenSciDraw.registry import METRICS
 
 if TYPE_CHECKING:

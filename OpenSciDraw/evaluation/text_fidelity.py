@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from OpenSciDraw.evaluation.base import PictureMetric, Scores
-from OpenSciDraw.evaluation.ocr import check_reader, read_lines, version_of
+from OpenSciDraw.reading.ocr import check_reader, read_lines, version_of
 from OpenSciDraw.registry import METRICS
 
 if TYPE_CHECKING:

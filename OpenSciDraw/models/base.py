@@ -23,10 +23,10 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import direct_loading, vae_precision
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
-from OpenSciDraw.store import Contract
-from OpenSciDraw.utils.checkpoint import FULL_STEM, TensorReader
+from OpenSciDraw.store.codec import CODECS
+from OpenSciDraw.store.table import Contract
 from OpenSciDraw.utils.files import parse_json
-from OpenSciDraw.utils.text_codec import CODECS
+from OpenSciDraw.weights.checkpoint import FULL_STEM, TensorReader
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
@@ -195,7 +195,7 @@ class FigureModel(ABC):
     pipeline_text_limit: ClassVar[int] = 1 << 30  # tokens of text at which the released pipeline stops
     trained_part: ClassVar[str] = "transformer"  # the component of the diffusers folder that trains
     pipeline_class: ClassVar[Any]
-    # layers of one module that are called with the same tensor: their adapters are computed together (utils/adapters.py)
+    # layers of one module that are called with the same tensor: their adapters are computed together (weights/adapters.py)
     shared_inputs: ClassVar[tuple[tuple[str, ...], ...]] = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
     def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
@@ -203,7 +203,7 @@ class FigureModel(ABC):
         self.source = source.resolve()
         self.max_sequence_length = max_sequence_length
         self.weight_dtype = weight_dtype
-        self.text_storage = CODECS["bf16"]  # of embeddings in a store, see utils/text_codec.py
+        self.text_storage = CODECS["bf16"]  # of embeddings in a store, see store/codec.py
         self.device = torch.device("cpu")
         self.truncated_prompts = 0
         self.vae_precision = vae_precision.EXACT  # of `encode_images`

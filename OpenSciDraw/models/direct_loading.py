@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.checkpoint import FULL_STEM, TensorReader, weight_file_names
 from OpenSciDraw.utils.files import parse_json
+from OpenSciDraw.weights.checkpoint import FULL_STEM, TensorReader, weight_file_names
 
 if TYPE_CHECKING:
     from OpenSciDraw.models.base import ModelSource

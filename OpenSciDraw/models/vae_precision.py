@@ -103,7 +103,7 @@ def fastest_within(errors: dict[str, float], bound: float = ERROR_BOUND) -> str:
 
 def drawn_pictures(height: int, width: int) -> Iterator[Tensor]:
     """Figures drawn by the program as pixels (1, 3, height, width) in [-1, 1]: the same for every process."""
-    from OpenSciDraw.datasets.drawn import draw_figure
+    from OpenSciDraw.drawn.figure import draw_figure
 
     for index in range(PICTURES):
         image = draw_figure(seed=0, index=index, size=max(height, width)).image.convert("RGB").resize((width, height))

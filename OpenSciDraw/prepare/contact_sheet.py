@@ -10,7 +10,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from OpenSciDraw.datasets.decode import RejectedFigure, decode_picture
+from OpenSciDraw.figures.decode import RejectedFigure, decode_picture
 
 _SIDE = 320  # px of a thumbnail's longer side: sharp at 160 CSS px on screens of two pixels a point
 _STYLE = """

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from OpenSciDraw.prepare.archives import Dropped, PaperSource, RejectedPaper, unpack
+from OpenSciDraw.prepare.filters.measure import MEASUREMENT_FIELDS, measure
 from OpenSciDraw.prepare.isolation import IsolationError, run_isolated
-from OpenSciDraw.prepare.latex import LatexFigure, read_figures
-from OpenSciDraw.prepare.measure import MEASUREMENT_FIELDS, measure
-from OpenSciDraw.prepare.picture import Picture, RejectedPicture
-from OpenSciDraw.prepare.render import render
+from OpenSciDraw.prepare.latex.figures import LatexFigure, read_figures
+from OpenSciDraw.prepare.pictures.picture import Picture, RejectedPicture
+from OpenSciDraw.prepare.pictures.render import render
+from OpenSciDraw.prepare.pictures.tikz import compile_tikz
 from OpenSciDraw.prepare.settings import PrepareSettings
-from OpenSciDraw.prepare.tikz import compile_tikz
 from OpenSciDraw.utils.files import parse_json, sync_to_disk
 
 VERSION = 1  # of what is extracted: another one extracts again

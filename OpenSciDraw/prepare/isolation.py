@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 _MAX_FILE_BYTES = 4 * 2**30  # of any one file that the process writes
 _PRELOAD = (
     "numpy", "PIL.Image", "pyarrow", "pypdfium2", "resvg_py", "pylatexenc.latex2text", "OpenSciDraw.prepare.extract",
-    "OpenSciDraw.prepare.language_model",
+    "OpenSciDraw.prepare.filters.language_model",
 )  # fmt: skip
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _LINUX = sys.platform == "linux"

@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from OpenSciDraw.datasets.figure_lists import ID_COLUMN
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.sources import ID_COLUMN
 from OpenSciDraw.prepare.archives import PaperSource, find_papers
 from OpenSciDraw.prepare.data_card import Results, write_results
 from OpenSciDraw.prepare.extract import (
@@ -47,9 +47,9 @@ from OpenSciDraw.prepare.extract import (
     write_extracted,
 )  # fmt: skip
 from OpenSciDraw.prepare.isolation import end_all
+from OpenSciDraw.prepare.pictures.tikz import find_tex_engine
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection, select
 from OpenSciDraw.prepare.settings import Limits, PrepareSettings
-from OpenSciDraw.prepare.tikz import find_tex_engine
 from OpenSciDraw.utils.files import parse_json, real, sync_to_disk
 from OpenSciDraw.utils.sole_user import sole_user
 
@@ -83,7 +83,7 @@ def parse_settings(options: Sequence[str]) -> PrepareSettings:
     Raises:
         UserError: an unknown key or a value that is not allowed.
     """
-    from OpenSciDraw.config_file import nearest, parse_value
+    from OpenSciDraw.config.files import nearest, parse_value
 
     known = {*PrepareSettings.model_fields, *(f"limits.{name}" for name in Limits.model_fields)} - {"limits"}
     given: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def _extract(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path,
     scratch.mkdir(exist_ok=True)
     try:
         if missing and engine == "ray":
-            from OpenSciDraw.engines.ray_engine import run_prepare
+            from OpenSciDraw.encode.ray_engine import run_prepare
 
             run_prepare(missing, settings, scratch)
         elif missing:

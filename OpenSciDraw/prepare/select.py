@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from OpenSciDraw.datasets.row_filter import QUALITIES
-from OpenSciDraw.prepare.duplicates import HASH_BYTES, representatives
+from OpenSciDraw.figures.row_filter import QUALITIES
+from OpenSciDraw.prepare.filters.duplicates import HASH_BYTES, representatives
 from OpenSciDraw.prepare.settings import PrepareSettings
 
 SPLITS = ("train", "validation", "test")

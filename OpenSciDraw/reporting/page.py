@@ -296,8 +296,8 @@ def _references(spec: Any, names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Picture name -> (reference as HTML, prompt), for figures that the program draws itself."""
     if not isinstance(spec, str) or not spec.startswith("drawn:"):
         return {}
-    from OpenSciDraw.datasets.figures import DrawnRef, list_figures
     from OpenSciDraw.errors import UserError
+    from OpenSciDraw.figures.listing import DrawnRef, list_figures
 
     try:
         refs = list_figures(spec, max_figures=512)[0]

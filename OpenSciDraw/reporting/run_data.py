@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.config_text import saved_values
+from OpenSciDraw.config.text import saved_values
 from OpenSciDraw.utils.files import json_objects, parse_json, real
 
 _STEP = re.compile(r"step_(\d+)$")

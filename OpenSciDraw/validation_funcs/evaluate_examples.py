@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.config_checks import metrics_in_training
+from OpenSciDraw.config.checks import metrics_in_training
 from OpenSciDraw.evaluation.base import Metric, PictureMetric, SetMetric
 from OpenSciDraw.evaluation.drawing import Sampler, batches_of, draw, save_picture
 from OpenSciDraw.evaluation.examples import Example, load_examples, picture_name
@@ -19,9 +19,9 @@ from OpenSciDraw.evaluation.results import WHOLE_SET, Result, Results
 from OpenSciDraw.evaluation.scoring import Drawn, score_pictures, score_set
 from OpenSciDraw.evaluation.summary import Measured, summarize
 from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.parallel.launch import evaluating, share_of
 from OpenSciDraw.registry import METRICS, VALIDATION_FUNCS
 from OpenSciDraw.utils.background import Background
-from OpenSciDraw.utils.launch import evaluating, share_of
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, image_folder, sample_prompts
 
 

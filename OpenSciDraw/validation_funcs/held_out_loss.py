@@ -15,7 +15,7 @@ from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel
-from OpenSciDraw.utils.launch import evaluating, share_of
+from OpenSciDraw.parallel.launch import evaluating, share_of
 
 _LOG = logging.getLogger("OpenSciDraw")
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)

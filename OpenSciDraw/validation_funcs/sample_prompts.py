@@ -15,9 +15,9 @@ from torch import Tensor
 from OpenSciDraw.config import Config
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.parallel.launch import evaluating, share_of
 from OpenSciDraw.registry import VALIDATION_FUNCS
 from OpenSciDraw.utils.background import Background
-from OpenSciDraw.utils.launch import evaluating, share_of
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.models.qwen_image import QwenImage
-from OpenSciDraw.plan import Costs, Plan, make_plan
+from OpenSciDraw.planning.plan import Costs, Plan, make_plan
 from OpenSciDraw.registry import MODELS
 
 KLEIN_LAYERS = (
@@ -177,7 +177,7 @@ class Bench:
         """Encode the figures for `kind`, where that has not been done."""
         done = self.work / f"store-{kind}" / ".done"
         if not done.exists():
-            from OpenSciDraw import encode
+            from OpenSciDraw.encode import run as encode
 
             assert encode.main(self.config(kind, "encode")) == 0
             done.touch()
@@ -187,7 +187,7 @@ class Bench:
 
     def write_config(self, config: Config) -> Path:
         """The config as a file, for a command line."""
-        from OpenSciDraw.config_file import save_config
+        from OpenSciDraw.config import save_config
 
         path = self.work / f"{Path(config.model_output_dir).name}.py"
         save_config(config, path)
@@ -196,7 +196,7 @@ class Bench:
 
 def plan_name(card: str, device: torch.device) -> str:
     """The planner's name of the card: of the same model, else of the nearest memory; an H100's in a rehearsal."""
-    from OpenSciDraw.gpus import GPUS
+    from OpenSciDraw.planning.gpus import GPUS
 
     if device.type != "cuda":
         return "H100-80GB"

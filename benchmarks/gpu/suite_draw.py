@@ -27,7 +27,7 @@ GUIDANCE = 4.0
 
 def encoded(bench: Bench, kind: str) -> dict[str, Any]:
     """Figures a second of `scienceflow encode`: from two runs of different length, so that loading the model does not count."""
-    from OpenSciDraw import encode
+    from OpenSciDraw.encode import run as encode
 
     seconds = []
     counts = (2, 6) if bench.rehearse else (16, 144)

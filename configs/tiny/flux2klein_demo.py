@@ -5,7 +5,7 @@ Cost:     two CPU cores, minutes; see `make demo`.
 Result:   see docs/embedded-model.md.
 """
 
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 
 model_type = "Flux2Klein"
 pretrained_model_name_or_path = "embedded:flux2_klein_tiny"

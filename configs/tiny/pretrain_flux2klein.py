@@ -6,7 +6,7 @@ Cost:     see docs/embedded-model.md.
 Result:   see docs/embedded-model.md.
 """
 
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 
 _base_ = "pretrain_base.py"
 

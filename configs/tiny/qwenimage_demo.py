@@ -5,7 +5,7 @@ Cost:     two CPU cores, minutes.
 Result:   see docs/qwen-image.md; its base is random, so it learns paper, lines and colour.
 """
 
-from OpenSciDraw.datasets.drawn import draw_figure
+from OpenSciDraw.drawn.figure import draw_figure
 
 _base_ = "flux2klein_demo.py"  # optimizer, cadences
 

@@ -1,0 +1,10 @@
+"""The config: every key with its type, unit, default and meaning; files, overrides, old keys, and where a value came from.
+
+May use: registry, utils.
+"""
+
+from OpenSciDraw.config.files import load_config, load_saved_config
+from OpenSciDraw.config.schema import SECRET_KEYS, Config, EncodeConfig, EvaluateConfig
+from OpenSciDraw.config.text import save_config
+
+__all__ = ["SECRET_KEYS", "Config", "EncodeConfig", "EvaluateConfig", "load_config", "load_saved_config", "save_config"]

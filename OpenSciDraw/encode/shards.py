@@ -1,0 +1,191 @@
+"""One shard of `scienceflow encode`: figures and captions through the model, and their rows written, by whichever engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+from tqdm import tqdm
+
+from OpenSciDraw.config import EncodeConfig
+from OpenSciDraw.encode.batches import BatchSizes, by_length
+from OpenSciDraw.encode.work import Work
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import Bucket, best_bucket, buckets, fit
+from OpenSciDraw.figures.listing import DrawnRef, FigureRef, RejectedFigure, Rejection, content_of, load_figure
+from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.store.table import (
+    FIGURE_SCHEMA,
+    TEXT_SCHEMA,
+    Contract,
+    Row,
+    name_row,
+    not_finite,
+    text_key,
+    write_shard,
+)
+from OpenSciDraw.utils.background import HostCopies, stacked
+
+_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+EncodedCaption = tuple[str, HostCopies, int]  # and its place among the copies
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A figure ready for the VAE: pixels (3, H, W) uint8 of exactly its bucket's size."""
+
+    ref: FigureRef
+    bucket: Bucket
+    placement: tuple[int, int, int, int]
+    aspect_ratio: float
+    pixels: Tensor
+    content: bytes | None
+
+
+def encode_captions(model: FigureModel, work: Work, contract: Contract, sizes: BatchSizes, bar: tqdm) -> None:
+    """Encode and write a shard of captions in this thread."""
+    write_captions(work, caption_batches(model, work.items, sizes, bar), contract)
+
+
+def caption_batches(model: FigureModel, captions: Sequence[str], sizes: BatchSizes, bar: tqdm) -> Iterator[EncodedCaption]:
+    """Captions in their order with their embeddings; those of a window that are alike in length are encoded together."""
+    for window in by_length(model.prompt_lengths(captions), len(captions), sizes.captions):
+        found: dict[int, tuple[HostCopies, int]] = {}
+        for batch in window:
+            encoded = sizes.whole_or_halves(lambda part: HostCopies(model.encode_prompts([captions[at] for at in part])), batch)
+            for part, copies in encoded:
+                found |= {at: (copies, place) for place, at in enumerate(part)}
+                bar.update(len(part))
+        for at in sorted(found):
+            yield captions[at], *found[at]
+
+
+def write_captions(work: Work, encoded: Iterable[EncodedCaption], contract: Contract) -> None:
+    """Write a shard of captions, row by row: a whole one may not fit into memory."""
+    rows = (_caption_row(caption, copies.wait()[place], contract) for caption, copies, place in encoded)
+    write_shard(work.path, TEXT_SCHEMA, rows, contract, {"work": work.digest})
+
+
+def _caption_row(caption: str, embedding: Tensor, contract: Contract) -> Row:
+    row = Row({"key": text_key(caption), "caption": caption}, embedding)
+    if wrong := not_finite(embedding):
+        computed = contract.origin.get("text_computed_in", "its type")
+        raise UserError(
+            f"The text encoder, computing in {computed}, gives numbers that are not finite ({wrong}) for {name_row(row.columns)}: "
+            "nothing can be trained on them. A model that overflows in fp16 does not in bf16: set mixed_precision = 'bf16'."
+        )
+    return row
+
+
+class Decoder:
+    """Decodes and fits one figure, in a data worker."""
+
+    def __init__(self, refs: Sequence[FigureRef], encode: EncodeConfig):
+        self.refs, self.encode = refs, encode
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: int) -> Prepared | Rejection:
+        ref = self.refs[index]
+        try:
+            return prepare(ref, self.encode)
+        except RejectedFigure as error:
+            content = content_of(ref)
+            return Rejection(ref.id, ref.source, str(error), None if content is None else content.hex())
+
+
+def prepare(ref: FigureRef, encode: EncodeConfig) -> Prepared:
+    """Decode a figure and fit it into its bucket. Raises RejectedFigure."""
+    given = ref if isinstance(ref, DrawnRef) else ref.read()
+    image = load_figure(given, encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio)
+    bucket = best_bucket(image.width, image.height, encode.resolution)
+    if ref.bucket is not None and (named := Bucket(ref.bucket[1], ref.bucket[0])) in buckets(encode.resolution):
+        bucket = named
+    scale = min(bucket.width / image.width, bucket.height / image.height)
+    if scale > encode.max_upscale:
+        raise RejectedFigure(
+            f"too coarse: {image.width} x {image.height} px would be enlarged {scale:.3g} times, over max_upscale = "
+            f"{encode.max_upscale:g}"
+        )
+    fitted, placement = fit(image, bucket)
+    pixels = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).contiguous()
+    content = xxhash.xxh3_128_digest(given) if isinstance(given, bytes) else None
+    return Prepared(ref, bucket, placement, image.height / image.width, pixels, content)
+
+
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 (…) -> float in [-1, 1], as the pipelines' image processors do."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
+    """Write a shard of encoded figures."""
+    facts = {"work": work.digest, "rejected": [vars(rejection) for rejection in rejections]}
+    write_shard(work.path, FIGURE_SCHEMA, rows, contract, facts)
+
+
+def figure_rows(
+    model: FigureModel, decoded: Iterator[Any], count: int, sizes: BatchSizes, bar: tqdm
+) -> tuple[list[Row], list[Rejection]]:
+    """The next `count` figures as the rows of a shard, bucket by bucket, so that reading finds neighbours.
+
+    A batch of one bucket is encoded as soon as it is full, while the workers decode on.
+    """
+    waiting: defaultdict[Bucket, list[Prepared]] = defaultdict(list)
+    encoded: defaultdict[Bucket, list[tuple[list[Prepared], HostCopies]]] = defaultdict(list)
+    rejections: list[Rejection] = []
+    for item in itertools.islice(decoded, count):
+        if isinstance(item, Rejection):
+            rejections.append(item)
+            bar.update(1)
+            continue
+        waiting[item.bucket].append(item)
+        if len(waiting[item.bucket]) >= sizes.of(item.bucket):
+            encoded[item.bucket] += _encode_batch(model, waiting.pop(item.bucket), sizes, bar)
+    for bucket, items in waiting.items():
+        encoded[bucket] += _encode_batch(model, items, sizes, bar)
+    rows = []
+    for items, latents in (batch for bucket in sorted(encoded) for batch in encoded[bucket]):
+        for item, tensor in zip(items, latents.wait()[0], strict=True):
+            if wrong := not_finite(tensor):
+                content = None if item.content is None else item.content.hex()
+                rejections.append(Rejection(item.ref.id, item.ref.source, f"latents that are not finite: {wrong}", content))
+            else:
+                rows.append(_figure_row(item, tensor))
+    return rows, rejections
+
+
+def _encode_batch(
+    model: FigureModel, items: list[Prepared], sizes: BatchSizes, bar: tqdm
+) -> Iterator[tuple[list[Prepared], HostCopies]]:
+    """Figures of one bucket without their pixels, and their latents in the store's bf16, on their way to the CPU."""
+
+    def encode(part: Sequence[Prepared]) -> HostCopies:
+        pixels = stacked([item.pixels for item in part], model.device)
+        return HostCopies([model.encode_images(to_model_range(pixels)).to(torch.bfloat16)])
+
+    for part, latents in sizes.whole_or_halves(encode, items):
+        bar.update(len(part))
+        yield [replace(item, pixels=_NO_PIXELS) for item in part], latents  # a whole shard waits: not its pixels as well
+
+
+def _figure_row(item: Prepared, latents: Tensor) -> Row:
+    columns = {
+        "id": item.ref.id,
+        "caption": item.ref.caption,
+        "text_key": text_key(item.ref.caption),
+        "bucket_w": item.bucket.width,
+        "bucket_h": item.bucket.height,
+        "aspect_ratio": item.aspect_ratio,
+        "placement": list(item.placement),
+        "content": item.content,
+    }
+    return Row(columns, latents)

@@ -1,0 +1,120 @@
+"""Figures in: (id, caption, picture) from a folder, a list, Parquet or the drawing program.
+
+Listing reads captions and file sizes, never pixels: 700,000 figures are a list of small objects. `load_figure`
+reads one picture when it is needed. What cannot be used is returned with a reason, never left out in silence.
+An id is where the figure lies, relative to the source (path with its extension, or file#row), so it is the same
+on every machine and does not move when other figures come or go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.decode import RejectedFigure
+from OpenSciDraw.figures.refs import DrawnRef, FigureRef, FileRef, Rejection, RowRef, content_of, load_figure
+from OpenSciDraw.utils.files import unfinished
+
+__all__ = [
+    "DrawnRef", "FigureRef", "FileRef", "RejectedFigure", "Rejection", "RowRef", "content_of", "list_figures", "load_figure",
+    "write_rejected",
+]  # fmt: skip
+_DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]"
+
+
+def list_figures(
+    source: str | Path,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    max_figures: int | None = None,
+    min_quality: str | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> tuple[list[FigureRef], list[Rejection]]:
+    """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
+
+    A source is one of
+    - a folder, searched with its subfolders: pictures with a caption in x.txt, x.caption or x.json (keys caption, text
+      or prompt) beside x.png; lists (metadata.jsonl, metadata.csv, captions.jsonl, captions.csv); *.parquet; *.arrow
+      (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
+    - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
+      bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
+    - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]': figures that the program draws.
+
+    Columns are found by name (image, file_name, path, image_path or target_image_path; caption, text or prompt) unless given.
+    A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
+    are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') rows
+    of such a tier (columns quality, quality_tier), `where` rows with these values ({'split': 'gen_768'}).
+
+    Raises UserError when the source is missing, unknown or without usable figures, has no such columns, or several splits
+    of which none is chosen.
+    """
+    if str(source).startswith("drawn:"):
+        return _list_drawn(str(source), max_figures), []
+    from OpenSciDraw.figures.sources import Listing, scan  # pyarrow
+
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"There is no figure source {source} (working directory: {Path.cwd()}). {_allowed()}")
+    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality, where)
+    scan(listing, path)
+    listing.filter.require_one_split(source)
+    if not listing.refs:
+        raise UserError(_nothing(source, listing.rejections))
+    listing.refs.sort(key=lambda ref: ref.id)
+    listing.rejections.sort(key=lambda rejection: rejection.id)
+    return listing.refs[:max_figures], listing.rejections
+
+
+def _allowed() -> str:
+    return f"Allowed: a folder, a .jsonl, .csv, .parquet or .arrow file, or {_DRAWN}."
+
+
+def _nothing(source: str | Path, rejections: Sequence[Rejection]) -> str:
+    if not rejections:
+        return f"{source} holds no figures: no PNG, JPEG, WebP, GIF, TIFF or BMP, no list, no Parquet. {_allowed()}"
+    kinds = Counter(rejection.reason.split(":")[0] for rejection in rejections)
+    counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+    first = rejections[0]
+    return f"{source}: none of {len(rejections)} figures is usable ({counts}). The first: {first.id}: {first.reason}."
+
+
+def _list_drawn(source: str, max_figures: int | None) -> list[FigureRef]:
+    _, count, *options = source.split(":")
+    values, style = {"seed": 0, "size": 256}, "rich"
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "style":
+            style, values["size"] = value, values["size"] if value == "rich" else 128
+        elif name not in values or not value.isdecimal():
+            raise UserError(f"Cannot read {option!r} in {source!r}. Write {_DRAWN}, for example drawn:2000:seed=1.")
+        else:
+            values[name] = int(value)
+    if not count.isdecimal() or int(count) < 1:
+        raise UserError(f"Cannot read the count {count!r} in {source!r}. Write {_DRAWN}, for example drawn:2000.")
+    number = int(count) if max_figures is None else min(int(count), max_figures)
+    return [_drawn_ref(values["seed"], index, values["size"], style) for index in range(number)]
+
+
+def _drawn_ref(seed: int, index: int, size: int, style: str) -> DrawnRef:
+    from OpenSciDraw.drawn.figure import draw_figure
+
+    figure = draw_figure(seed, index, size, style=style)  # a drawn figure's caption is known once it is drawn
+    place = f"drawn:seed={seed}:size={size}:style={style}#{index}"
+    return DrawnRef(f"{figure.id}-{size}px", figure.caption, place, 0, 0, seed, index, size, style)
+
+
+def write_rejected(path: str | Path, rejections: Iterable[Rejection]) -> None:
+    """Write {id, source, reason} as JSON lines. The file is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for rejection in rejections:
+            said = {"id": rejection.id, "source": rejection.source, "reason": rejection.reason}
+            file.write(json.dumps(said, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

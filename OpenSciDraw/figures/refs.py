@@ -1,0 +1,124 @@
+"""One figure of a source: where it lies, and how its picture is read when it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+from PIL import Image
+
+from OpenSciDraw.figures.decode import MAX_ASPECT_RATIO, MAX_IMAGE_PIXELS, MIN_SIDE, RejectedFigure, decode_picture
+
+if TYPE_CHECKING:
+    from OpenSciDraw.drawn.figure import DrawnFigure
+
+_MAX_FILE_BYTES = 1 << 30  # a 16-bit RGB picture of MAX_IMAGE_PIXELS, uncompressed, has 0.6 GB
+
+
+@dataclass(frozen=True, slots=True)
+class FigureRef:
+    """A figure that was listed and not yet read.
+
+    `source` names for a reader where it is: a file path, 'file#row' or the drawing program's own figure.
+    `size_bytes` and `changed_ns` are those of the file that holds it (for a row: the whole file; 0 for drawn figures), so
+    that a figure that was replaced can be told from the one that was encoded. `bucket` is (width, height) where a list names it.
+    """
+
+    id: str
+    caption: str
+    source: str
+    size_bytes: int
+    changed_ns: int = field(compare=False)
+    bucket: tuple[int, int] | None = field(default=None, kw_only=True)
+
+    def read(self) -> bytes:
+        """The picture file's bytes. Raises RejectedFigure when they cannot be read."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef(FigureRef):
+    """A figure in a file of its own: `source` is its path."""
+
+    def read(self) -> bytes:
+        if self.size_bytes > _MAX_FILE_BYTES:
+            raise RejectedFigure(f"too large: a file of {self.size_bytes} bytes, over {_MAX_FILE_BYTES}")
+        try:
+            return Path(self.source).read_bytes()
+        except OSError as error:
+            raise RejectedFigure(f"unreadable: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RowRef(FigureRef):
+    """A figure in row `row` of a Parquet or Arrow file: column `column` holds bytes or {bytes, path}."""
+
+    file: str
+    column: str
+    row: int
+
+    def read(self) -> bytes:
+        from OpenSciDraw.figures.rows import read_cell
+
+        return read_cell(self.file, self.column, self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnRef(FigureRef):
+    """A figure that the program draws again whenever it is read."""
+
+    seed: int
+    index: int
+    size: int
+    style: str
+
+    def draw(self) -> DrawnFigure:
+        """Picture, caption and ground truth."""
+        from OpenSciDraw.drawn.figure import draw_figure
+
+        return draw_figure(self.seed, self.index, self.size, style=self.style)
+
+    def read(self) -> bytes:
+        png = BytesIO()
+        self.draw().image.save(png, "PNG", compress_level=1)
+        return png.getvalue()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A figure that is left out. `reason` is 'kind: details'; `content` the hash of its file, where it was read."""
+
+    id: str
+    source: str
+    reason: str
+    content: str | None = None
+
+
+def load_figure(
+    figure: FigureRef | bytes,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    min_side: int = MIN_SIDE,
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+) -> Image.Image:
+    """The figure as an upright 8-bit RGB picture, transparency on white, colours in sRGB.
+
+    See `decode_picture` for what is converted. Limits are in pixels and long side / short side;
+    figures that the program draws are within them.
+
+    Raises RejectedFigure with the reason.
+    """
+    if isinstance(figure, DrawnRef):
+        return figure.draw().image
+    data = figure.read() if isinstance(figure, FigureRef) else figure
+    return decode_picture(data, max_image_pixels, min_side, max_aspect_ratio)
+
+
+def content_of(ref: FigureRef) -> bytes | None:
+    """Hash of a figure's file or cell; None where it cannot be read, or is drawn."""
+    try:
+        return None if isinstance(ref, DrawnRef) else xxhash.xxh3_128_digest(ref.read())
+    except RejectedFigure:
+        return None

@@ -1,0 +1,103 @@
+"""`scienceflow sample RUN --prompt …`: figures from a trained run, through the family's own pipeline."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from OpenSciDraw import flow
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.inference.export import Trained, find_trained
+from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.utils.background import Background
+from OpenSciDraw.utils.files import make_folder
+from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
+from OpenSciDraw.weights.trainable import attach_lora, load_pretrained
+
+_LOG = logging.getLogger("OpenSciDraw")
+
+
+@torch.no_grad()
+def sample_normalized(
+    model: FigureModel, text: TextBatch, negative: TextBatch, noise: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """Euler sampling with true classifier-free guidance by `FigureModel.velocity`, (B, Cn, hn, wn) -> the same.
+
+    The proof that `velocity` is what the family's pipeline computes: from the same noise it gives the
+    pipeline's picture (tests/test_flux2_klein.py). Metrics that need latents, not pictures, use it too.
+    """
+    sigmas = model.inference_sigmas(noise.shape[-2] * noise.shape[-1], steps).to(noise.device)
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        level = (1000 * sigma).to(noisy.dtype) / 1000  # the pipelines round the timestep, not sigma
+        wanted = model.velocity(noisy, level, text)
+        if guidance <= 1:
+            return wanted
+        unwanted = model.velocity(noisy, level, negative)
+        return model.guide(wanted, unwanted, guidance)
+
+    return flow.integrate(velocity, noise, sigmas)
+
+
+def load_for_inference(trained: Trained, prompts: Sequence[str], negative: str) -> tuple[FigureModel, list[Tensor]]:
+    """The run's model, without its LoRA, and the embeddings of `prompts` and of `negative` (last)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = trained.config
+    if not trained.is_lora:
+        config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
+    model = build_model(config, device)
+    model.load_text_encoder()
+    rows = [row.cpu() for prompt in [*prompts, negative] for row in model.encode_prompts([prompt])]
+    model.free_text_encoder()
+    model.load_vae()
+    model.load_transformer()
+    load_pretrained(model.transformer, config)  # all weights, or a base that training changed first
+    return model, rows
+
+
+def main(arguments: Namespace) -> int:
+    """Draw `--num` pictures of each prompt into `--out`, with a grid of all.
+
+    Raises:
+        UserError: sizes that the model cannot draw.
+    """
+    trained = find_trained(arguments.run, arguments.ema)
+    config = trained.config
+    negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
+    out = make_folder(Path(arguments.out) if arguments.out else trained.output_folder("samples"))
+    model, rows = load_for_inference(trained, arguments.prompt, negative)
+    pipe = model.pipeline(model.transformer)
+    if trained.is_lora:
+        attach_lora(pipe, trained.path)
+    default = resolutions(config)[:1] or [(config.encode.resolution, config.encode.resolution)]
+    width, height = arguments.width or default[0][0], arguments.height or default[0][1]
+    multiple = model.pixel_multiple
+    if width % multiple or height % multiple:
+        raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
+    guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
+    jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
+    pictures = []
+    with Background() as writer:  # a PNG of a megapixel takes a tenth of a second or more
+        for at, number in tqdm(jobs, desc="pictures", unit="picture"):
+            picture = model.sample(
+                pipe, [rows[at]], rows[-1], width=width, height=height, steps=arguments.steps or config.num_inference_steps,
+                guidance=guidance, seeds=[arguments.seed + number],
+            )[0]  # fmt: skip
+            writer.submit(_save, picture, out / f"{at:02d}_seed{arguments.seed + number}.png")
+            pictures.append(picture)
+    if len(pictures) > 1:
+        grid(pictures, columns=arguments.num if arguments.num > 1 else None).save(out / "grid.png")
+        print(out / "grid.png")
+    return 0
+
+
+def _save(picture: Image, path: Path) -> None:
+    picture.save(path)
+    print(path)

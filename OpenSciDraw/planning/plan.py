@@ -1,0 +1,505 @@
+"""`scienceflow plan CONFIG.py`: memory, FLOPs, time and disk of a run, before anything loads.
+
+The transformer is built from its config without memory (fake tensors), with the adapter that training would add, and one real
+training step of each picture size runs through it: FLOPs are counted operation by operation (torch.utils.flop_counter), and
+the bytes that autograd keeps are those that training's own ActivationBudget would let it keep. The rest is arithmetic,
+written beside each number in `_memory`. Autocast (fp16) and attention are those of a CPU, RMSNorm is as on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.encode.work import store_folder
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.parallel.sharding import block_lists, repeated_blocks
+from OpenSciDraw.planning.gpus import GPUS
+from OpenSciDraw.store.codec import encoded_bytes
+from OpenSciDraw.store.table import EncodedStore
+from OpenSciDraw.training.memory.activations import RESERVE, ActivationBudget, keeps, measure_saved_bytes
+from OpenSciDraw.training.optimizers.choice import optimizer_bytes
+from OpenSciDraw.utils.files import parse_json
+from OpenSciDraw.validation_funcs.evaluate_examples import metrics_in_training
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.precision import autocast_type, compute_throughout
+from OpenSciDraw.weights.trainable import resolve_lora_layers
+
+_LOG = logging.getLogger("OpenSciDraw")
+ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
+DEFAULT_MFU = 0.2  # published for this family: 0.16-0.22 of peak (klein-9B, 4 x A100, 768 px)
+DOES_NOT_FIT = 3  # exit code
+CONTEXT_BYTES, SPARE = 1.0e9, 0.05  # assumed: CUDA context and libraries; fragmentation, of the GPU's memory
+GB = 1e9
+
+
+Costs = dict[tuple[Any, ...], "Step"]  # steps that were counted already
+
+
+# -- what a plan says ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Shape:
+    """One size of picture in training: pixels, image tokens, text tokens, and how much of the data has it."""
+
+    height: int
+    width: int
+    tokens: int
+    text: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-step of one device at one Shape: `kept` bytes for backward, `block` of them at most by one block."""
+
+    shape: Shape
+    flops: int
+    kept: int
+    block: int
+    blocks_kept: int
+    blocks: int
+
+
+@dataclass
+class Plan:
+    """Bytes unless a name says otherwise; `memory` by cause, of one device at its peak while training."""
+
+    model: str
+    shapes_from: str
+    trainable: int
+    frozen: int
+    text_encoder: int
+    gpu: str
+    gpus: int
+    engine: str
+    mfu: float
+    effective_batch: int
+    steps: list[Step]
+    memory: dict[str, float] = field(default_factory=dict)
+    encoding_memory: float = 0.0  # of the phase that encodes prompts, before the transformer loads
+    store_per_1000: dict[str, float] = field(default_factory=dict)
+    checkpoint: float = 0.0
+    checkpoints: int | None = None
+    step_flops: float = 0.0  # an optimizer step on one device
+    step_seconds: float = 0.0
+    total_steps: int | None = None
+    changes: list[str] = field(default_factory=list)  # what makes it fit, in order
+
+    @property
+    def peak(self) -> float:
+        return max(sum(self.memory.values()), self.encoding_memory)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= GPUS[self.gpu].memory_gb * GB
+
+
+# -- shapes without memory -------------------------------------------------------------------------
+@contextmanager
+def planned_model(config: Config) -> Iterator[tuple[FigureModel, str]]:
+    """The model with its VAE on meta, and where its shapes came from: its files, or what we know of some hub models.
+
+    Raises:
+        UserError: the model's config files are neither here nor on the hub.
+    """
+    known = parse_json((Path(__file__).parents[1] / "models" / "known_configs.json").read_text())
+    name = config.pretrained_model_name_or_path
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_model(config)
+        source = "its config files"
+        if name in known and not model.is_on_this_machine("transformer"):
+            source = "this program (its files are not on this machine)"
+            for file, values in known[name].items():
+                path = Path(folder) / file
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps(values))
+            model = build_model(config.model_copy(update={"pretrained_model_name_or_path": folder}))
+        model.load_empty_vae()
+        yield model, source
+
+
+def _as_fake(transformer: nn.Module) -> nn.Module:
+    """Its parameters as tensors of the active FakeTensorMode, which knows CPU tensors (and autocast) without memory."""
+    for module in transformer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    return transformer.train()
+
+
+def count_flops() -> FlopCounterMode:
+    """torch's counter, with the CPU's attention, which it does not know."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def forward_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop(query, key, value)
+
+    def backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_backward_flop(grad, query, key, value)
+
+    return FlopCounterMode(display=False, custom_mapping={attention: forward_flops, backward: backward_flops})
+
+
+def shapes(model: FigureModel, config: Config) -> list[Shape]:
+    """Sizes of the store that the config names, with their shares; without one, all buckets of its resolution alike."""
+    text, multiple = model.text_shape()[0], model.pixel_multiple
+    if any(side % multiple for bucket in buckets(config.encode.resolution) for side in (bucket.height, bucket.width)):
+        raise UserError(f"encode.resolution = {config.encode.resolution}: this model's sides are multiples of {multiple} px.")
+    counts: dict[tuple[int, int, int], float] = {}
+    if not config.dataset.is_remote and EncodedStore.is_store(folder := store_folder(config)):
+        store = EncodedStore(folder, with_text=config.text == "stored")
+        lengths = store.text.lengths()[store.text_row].tolist() if store.text is not None else [text] * len(store.figures)
+        typical = -(-sum(lengths) // len(lengths)) if len(set(lengths)) > 1 else lengths[0]
+        sizes = zip(store.figures.numbers("bucket_h").tolist(), store.figures.numbers("bucket_w").tolist(), strict=True)
+        for height, width in sizes:
+            counts[(height, width, typical)] = counts.get((height, width, typical), 0) + 1
+    else:
+        for bucket in buckets(config.encode.resolution):
+            counts[(bucket.height, bucket.width, text)] = 1
+    total = sum(counts.values())
+    by_tokens: dict[int, list[tuple[tuple[int, int, int], float]]] = {}
+    for size, count in counts.items():  # sizes with equally many tokens cost the same
+        by_tokens.setdefault(size[0] // multiple * (size[1] // multiple), []).append((size, count))
+    out = []
+    for tokens, sizes_of in sorted(by_tokens.items()):
+        (height, width, length), _ = max(sizes_of, key=lambda item: item[1])
+        out.append(Shape(height, width, tokens, length, sum(count for _, count in sizes_of) / total))
+    return out
+
+
+@dataclass(frozen=True)
+class _Run:
+    """FLOPs and kept bytes of one micro-step, with all activations kept and with every block recomputed."""
+
+    flops: int
+    kept: int
+    recomputed_flops: int
+    recomputed_kept: int
+
+    def minus(self, other: _Run) -> _Run:
+        return _Run(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def plus(self, other: _Run, times: int) -> _Run:
+        return _Run(*(mine + times * theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """What CUDA's kernel keeps: its input and one number a row. Elsewhere torch splits the norm up, and keeps an fp32 copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.empty_like(grads[0])
+
+
+@contextmanager
+def norms_as_on_a_gpu() -> Iterator[None]:
+    """torch.nn.RMSNorm in one dtype as the kernel that torch has for it on CUDA (since 2.9)."""
+    norm = torch.nn.functional.rms_norm
+
+    def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        fused = hasattr(torch.ops.aten, "_fused_rms_norm") and (weight is None or weight.dtype == x.dtype)
+        return _FusedRMSNorm.apply(x) if fused else norm(x, shape, weight, eps)
+
+    torch.nn.functional.rms_norm = rms_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.functional.rms_norm = norm  # type: ignore[assignment]
+
+
+def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
+    """A micro-step of the transformer with only the first `blocks` of each of its lists."""
+    transformer = model.empty_transformer(trainable.loading_dtype(config))
+    layers = resolve_lora_layers(transformer, config.lora_layers) if config.use_lora else []
+    for name, count in blocks.items():
+        setattr(transformer, name, getattr(transformer, name)[:count])
+    there = dict(transformer.named_modules())
+    present = [name for name in layers if name in there]
+    trainable.make_trainable(transformer, config.model_copy(update={"lora_layers": present}) if layers else config)
+    with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
+        model.transformer = _as_fake(transformer)
+        compute_throughout(model, transformer, config)
+        noisy, text = _inputs(model, shape, config.train_batch_size)
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
+                return model.velocity(noisy, torch.full((len(noisy),), 0.5), text)
+
+        numbers = []
+        for recompute in (False, True):
+            if recompute:
+                ActivationBudget(transformer, None)
+            with count_flops() as counter:
+                forward().float().pow(2).mean().backward()
+            numbers += [counter.get_total_flops(), measure_saved_bytes(forward, transformer)]
+    return _Run(*numbers)
+
+
+def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
+    """One training micro-step at `shape`, with activations kept within `budget` bytes where blocks are recomputed.
+
+    Blocks of one list cost the same, so two and three of each are run and the rest is a straight line.
+    """
+    with planned_model(config) as (model, _):
+        lists = {name: len(blocks) for name, blocks in block_lists(model.empty_transformer()).items()}
+        few = {name: min(2, count) for name, count in lists.items()}
+        start = whole = _run(model, config, shape, few)
+        each: list[_Run] = []  # of every block, in order
+        for name, count in lists.items():
+            one = _run(model, config, shape, {**few, name: 3}).minus(start) if count > 2 else _Run(0, 0, 0, 0)
+            whole = whole.plus(one, count - few[name])
+            each += [one] * count
+    largest = max((one.kept for one in each), default=0)
+    if not config.gradient_checkpointing:
+        return Step(shape, whole.flops, whole.kept, largest, len(each), len(each))
+    flops, kept, used, stay = whole.recomputed_flops, whole.recomputed_kept, 0, 0
+    for at, one in enumerate(each, 1):
+        inputs, cost = one.recomputed_kept, one.kept - one.recomputed_kept
+        used += inputs
+        if budget and keeps(budget, used, cost, inputs, len(each) - at):
+            used, kept, stay = used + cost, kept + cost, stay + 1
+            flops -= one.recomputed_flops - one.flops
+    return Step(shape, flops, kept, largest, stay, len(each))
+
+
+def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextBatch]:
+    latents = model.latent_shape(shape.height, shape.width)
+    noisy = model.normalize(torch.zeros(1, *latents))
+    length, width = shape.text, model.text_shape()[1]
+    return torch.zeros(batch, *noisy.shape[1:]), TextBatch(torch.zeros(batch, length, width, dtype=model.weight_dtype))
+
+
+# -- arithmetic -----------------------------------------------------------------------------------
+def make_plan(
+    config: Config, gpu: str, gpus: int = 1, engine: str = "ddp", mfu: float = DEFAULT_MFU, costs: Costs | None = None
+) -> Plan:
+    """The plan of `config` on `gpus` devices of kind `gpu` (a name of GPUS).
+
+    Raises:
+        UserError: unknown GPU or engine, a model whose shapes are not known, a combination that training refuses.
+    """
+    if gpu not in GPUS or engine not in ENGINES:
+        known = f"GPUs: {', '.join(GPUS)}. Engines: {', '.join(ENGINES)}."
+        raise UserError(f"--gpu {gpu} --engine {engine}: not known. {known}")
+    if config.mixed_precision == "bf16" and not GPUS[gpu].bf16:
+        raise UserError(f"{gpu} has no bf16: mixed_precision = 'bf16' does not run there. Set mixed_precision = 'fp16'.")
+    with planned_model(config) as (model, source):
+        transformer = model.empty_transformer(trainable.loading_dtype(config))
+        trained, parameters = trainable.count_trained(transformer, config), sum(p.numel() for p in transformer.parameters())
+        plan = Plan(
+            model=config.pretrained_model_name_or_path, shapes_from=source, text_encoder=model.text_encoder_parameters(),
+            trainable=trained, frozen=parameters if config.use_lora else 0,
+            gpu=gpu, gpus=gpus, engine=engine, mfu=mfu, steps=[],
+            effective_batch=config.train_batch_size * config.gradient_accumulation_steps * gpus,
+        )  # fmt: skip
+        all_shapes = shapes(model, config)
+        plan.memory = _memory(plan, config, transformer, model)
+        plan.encoding_memory = 2 * plan.text_encoder + plan.memory["VAE"] + plan.memory["CUDA context and spare"]
+        _disk(plan, config, model, all_shapes)
+    plan.steps = _steps(plan, config, all_shapes, {} if costs is None else costs)
+    typical, largest = plan.steps[0], plan.steps[-1]
+    plan.memory["activations"] = largest.kept
+    plan.memory["one block recomputed"] = largest.block if largest.blocks_kept < largest.blocks else 0
+    plan.step_flops = typical.flops * config.gradient_accumulation_steps
+    plan.step_seconds = plan.step_flops / (GPUS[gpu].tflops * 1e12 * mfu)
+    plan.total_steps = config.max_train_steps
+    return plan
+
+
+def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) -> dict[str, float]:
+    """Bytes on one device by cause, without activations."""
+    world, engine = plan.gpus, plan.engine
+    weights_over = world if engine in ("fsdp2", "zero3") else 1
+    state_over = world if engine != "ddp" else 1
+    half = 4 if config.mixed_precision == "no" else 2
+    blocks = repeated_blocks(transformer)
+    sizes = [sum(p.numel() for p in block.parameters()) if config.use_lora else 0 for block in blocks]
+    in_blocks, per_weight = sum(sizes), {None: half, "int8": 1.02, "fp8": 1.02, "nf4": 0.5 + 4 / 64}[config.quantization]
+    frozen_blocks = in_blocks * per_weight
+    if config.offload:
+        frozen_blocks = config.resident_blocks * max(sizes) * per_weight
+    own = 2 if config.master_weights == "bf16" else 4  # a LoRA's are fp32
+    gathered = 0.0
+    if engine in ("fsdp2", "zero3"):  # the block that runs and the next one, and its gradients in fp32
+        whole = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        learning = plan.trainable / len(blocks) if config.use_lora else max(whole)
+        gathered = (max(whole) + (learning if config.use_lora else 0)) * half * 2 + learning * 4
+    draws = config.validation_prompts or metrics_in_training(config)
+    copies = plan.trainable * half if own > half and engine in ("ddp", "zero2") and config.mixed_precision != "no" else 0
+    return {
+        "frozen weights": (frozen_blocks + (plan.frozen - in_blocks) * half) / weights_over,
+        "trained weights": plan.trainable * own / weights_over,
+        "their copies in half precision": copies,
+        "gradients": plan.trainable * own / state_over,
+        "optimizer": plan.trainable * optimizer_bytes(config) / state_over,
+        "average (EMA)": plan.trainable * (8 if config.use_ema else 0) / weights_over,  # and the weights it stands in for
+        "gathered blocks": gathered,
+        # fp32 to encode; half, where that is another, to draw
+        "VAE": (4 + (half % 4 if draws else 0)) * sum(p.numel() for p in model.vae.parameters()),
+        "text encoder": half * plan.text_encoder if config.text == "online" else 0,
+        "CUDA context and spare": CONTEXT_BYTES + SPARE * GPUS[plan.gpu].memory_gb * GB,
+    }
+
+
+def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) -> list[Step]:
+    """The typical size (nearest to the data's mean tokens) and the largest."""
+    budget = None
+    if config.gradient_checkpointing and config.activation_memory_gb == "auto" and not config.offload:
+        total = GPUS[plan.gpu].memory_gb * GB
+        budget = max(1, int(total - sum(plan.memory.values()) - RESERVE * total))
+    elif isinstance(config.activation_memory_gb, float):
+        budget = int(config.activation_memory_gb * GB)
+    mean = sum(shape.tokens * shape.share for shape in all_shapes)
+    typical, largest = min(all_shapes, key=lambda shape: abs(shape.tokens - mean)), max(all_shapes, key=lambda shape: shape.tokens)
+    steps = []
+    for shape in dict.fromkeys((typical, largest)):
+        key = (shape, config.train_batch_size, config.use_lora, config.master_weights, config.gradient_checkpointing, budget)
+        if key not in costs:
+            costs[key] = step_cost(config, shape, budget)
+        steps.append(costs[key])
+    return steps
+
+
+def _disk(plan: Plan, config: Config, model: FigureModel, all_shapes: list[Shape]) -> None:
+    """Bytes of the store for 1,000 figures, and of a checkpoint."""
+    latents = sum(s.share * 2 * _product(model.latent_shape(s.height, s.width)) for s in all_shapes)
+    row = encoded_bytes((all_shapes[0].text, model.text_shape()[1]), model.text_storage)
+    text = row if config.text == "stored" else 0
+    plan.store_per_1000 = {"latents": 1000 * latents, "text (at most)": 1000 * text}
+    own = 2 if config.master_weights == "bf16" else 4
+    state = optimizer_bytes(config.model_copy(update={"offload_optimizer": False}))
+    plan.checkpoint = plan.trainable * (own + state + (4 if config.use_ema else 0))
+    plan.checkpoints = config.checkpoints_total_limit
+
+
+def _product(numbers: tuple[int, ...]) -> int:
+    out = 1
+    for number in numbers:
+        out *= number
+    return out
+
+
+# -- what to change ---------------------------------------------------------------------------------
+def _candidates(config: Config, engine: str, gpus: int) -> list[tuple[dict[str, Any], str]]:
+    """Changes that save memory, the cheapest first: config keys, or an engine ({} then)."""
+    out: list[tuple[dict[str, Any], str]] = []
+    if not config.gradient_checkpointing:
+        out.append(({"gradient_checkpointing": True}, ""))
+    elif isinstance(config.activation_memory_gb, float):  # "auto" gives way by itself
+        out.append(({"activation_memory_gb": None}, ""))
+    if gpus > 1 and engine == "ddp" and not config.use_lora:
+        out.append(({}, "fsdp2"))
+    if config.train_batch_size > 1:
+        saved = config.train_batch_size
+        accumulate = config.gradient_accumulation_steps * saved
+        out.append(({"train_batch_size": 1, "gradient_accumulation_steps": accumulate}, ""))
+    if config.use_lora:
+        if config.quantization is None and config.bnb_quantization_config_path is None:
+            out.append(({"quantization": "int8"}, ""))
+        if not config.offload:
+            out.append(({"offload": True}, ""))
+    else:
+        if config.optimizer == "AdamW" and not config.use_8bit_adam:
+            out.append(({"use_8bit_adam": True}, ""))
+        if config.master_weights == "fp32" and config.optimizer == "AdamW" and config.mixed_precision == "bf16":
+            out.append(({"master_weights": "bf16"}, ""))
+        out.append(({"use_lora": True}, ""))
+    return out
+
+
+def plan_with_changes(config: Config, gpu: str, gpus: int, engine: str, mfu: float = DEFAULT_MFU) -> tuple[Plan, Plan | None]:
+    """The plan, and where it does not fit the plan of the fewest changes (in `changes`) that makes it fit, or None."""
+    costs: Costs = {}
+    plan = make_plan(config, gpu, gpus, engine, mfu, costs)
+    if plan.fits:
+        return plan, None
+    changed, made = config, []
+    while candidates := _candidates(changed, engine, gpus):
+        update, other_engine = candidates[0]
+        changed, engine = changed.model_copy(update=update), other_engine or engine
+        other = f"--engine {engine}, as accelerate_cfg/1m8g_{engine}.yaml"
+        made += [f"{key} = {value!r}" for key, value in update.items()] or [other]
+        better = make_plan(changed, gpu, gpus, engine, mfu, costs)
+        if better.fits:
+            better.changes = made
+            return plan, better
+    return plan, None
+
+
+# -- output -------------------------------------------------------------------------------------------
+def format_plan(plan: Plan) -> str:
+    """The plan as text."""
+    gpu, largest = GPUS[plan.gpu], plan.steps[-1].shape
+    way = plan.engine if plan.gpus > 1 else "one process"
+    counts = f"{plan.trainable / 1e6:,.2f} M trained, {plan.frozen / 1e6:,.2f} M frozen"
+    lines = [
+        f"{plan.model}, shapes from {plan.shapes_from}",
+        f"  parameters  {counts}; text encoder {plan.text_encoder / 1e6:,.0f} M",
+        f"  devices     {plan.gpus} x {plan.gpu} ({gpu.memory_gb:.1f} GB, {gpu.tflops:.0f} TFLOP/s), {way}; "
+        f"effective batch {plan.effective_batch}",
+        "",
+        f"  memory of a device in training, at its largest picture ({largest.width} x {largest.height}):",
+    ]
+    lines += [f"    {name:<34}{size / GB:>9.2f} GB" for name, size in plan.memory.items() if size >= 1e6]
+    lines += [
+        f"    {'total':<34}{sum(plan.memory.values()) / GB:>9.2f} GB of {gpu.memory_gb:.1f}: "
+        + ("fits" if plan.fits else "DOES NOT FIT"),
+        f"    {'before it, encoding prompts':<34}{plan.encoding_memory / GB:>9.2f} GB",
+        "",
+        "  a micro-step       px          tokens        TFLOP   activations   blocks kept",
+    ]
+    for step, name in zip(plan.steps, ("typical", "largest"), strict=False):
+        s = step.shape
+        lines.append(
+            f"    {name:<10}{s.width:>8} x {s.height:<6}{s.tokens:>6} + {s.text:<6}{step.flops / 1e12:>9.2f}"
+            f"{step.kept / GB:>11.2f} GB{step.blocks_kept:>9} of {step.blocks}"
+        )
+    images = plan.effective_batch / plan.step_seconds
+    lines += ["", f"  time at {plan.mfu:.0%} of peak: {plan.step_seconds:.2f} s a step ({images:.2f} images/s over all devices)"]
+    if plan.total_steps:
+        hours = plan.total_steps * plan.step_seconds / 3600
+        lines[-1] += f"; {plan.total_steps:,} steps: {hours:,.1f} hours, {hours * plan.gpus:,.0f} GPU hours"
+    kept = f", {plan.checkpoints} kept: {plan.checkpoint * plan.checkpoints / GB:.2f} GB" if plan.checkpoints else ", all are kept"
+    disk = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in plan.store_per_1000.items())
+    lines += [f"  disk: store for 1,000 figures: {disk}; a checkpoint {plan.checkpoint / GB:.2f} GB{kept}"]
+    return "\n".join(lines)
+
+
+def main(arguments: Namespace) -> int:
+    """Print the plan; 0 when it fits, 3 when it does not."""
+    from OpenSciDraw.config import load_config
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    config = load_config(arguments.config, arguments.cfg_options)
+    plan, better = plan_with_changes(config, arguments.gpu, arguments.gpus, arguments.engine, arguments.mfu)
+    if arguments.json:
+        print(json.dumps({"fits": plan.fits, **asdict(plan), "would_fit": asdict(better) if better else None}, indent=1))
+        return 0 if plan.fits else DOES_NOT_FIT
+    print(format_plan(plan))
+    if better is not None:
+        print(f"\n  It fits ({better.peak / GB:.1f} GB, {better.step_seconds:.2f} s a step) with: " + "; ".join(better.changes))
+    elif not plan.fits:
+        print("\n  Nothing that this program can change makes it fit: take a larger GPU, more of them, or a smaller picture.")
+    print("\n  Computed, not measured on a GPU. Not counted: validation's own activations, and norms that CUDA keeps in fp32.")
+    return 0 if plan.fits else DOES_NOT_FIT
