@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from OpenSciDraw.drawn.figure import draw_figure
-from OpenSciDraw.encode.shards import to_model_range
+from OpenSciDraw.figures.fitting import to_model_range
 from OpenSciDraw.models.base import ModelSource
 from OpenSciDraw.models.embedded import SHIPPED, embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein

@@ -32,8 +32,8 @@ from report import BENCHMARKS, Result
 
 from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.figures.decode import decode_picture
-from OpenSciDraw.prepare.filters.measure import text_share
 from OpenSciDraw.reading.kinds import FEATURES, KINDS, background_colour, kind_features
+from OpenSciDraw.reading.text_share import text_share
 
 WEIGHTS = BENCHMARKS.parent / "OpenSciDraw" / "prepare" / "kind_weights.py"
 DECAY = 1e-2  # L2 on the weights of standardised features; not tuned

@@ -48,7 +48,7 @@ def by_autocast(wanted: bool) -> Iterator[None]:
     def given(config: Config, model: Any) -> str:
         return config.mixed_precision
 
-    places = ("OpenSciDraw.training.run.autocast_type", "OpenSciDraw.weights.precision.autocast_type")
+    places = ("OpenSciDraw.training.build.autocast_type", "OpenSciDraw.weights.precision.autocast_type")
     with mock.patch(places[0], given), mock.patch(places[1], given):
         yield
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from OpenSciDraw import flow
 from OpenSciDraw.drawn.figure import draw_figure
-from OpenSciDraw.encode.shards import to_model_range
+from OpenSciDraw.figures.fitting import to_model_range
 from OpenSciDraw.models.base import FigureModel, ModelSource
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.store import codec as text_codec

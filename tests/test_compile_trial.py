@@ -152,6 +152,6 @@ def test_a_failed_trial_means_eager_blocks_also_where_they_were_asked_for(monkey
 def test_a_run_compiles_its_blocks_when_the_trial_has_passed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     asked(monkeypatch, PASSED)
     compiled: list[Any] = []
-    monkeypatch.setattr("OpenSciDraw.training.run.compile_blocks", compiled.append)
+    monkeypatch.setattr("OpenSciDraw.training.build.compile_blocks", compiled.append)
     training: Training = run(model_output_dir=str(tmp_path / "run"), max_train_steps=1, compile_blocks=True)
     assert compiled == [training.model.transformer]

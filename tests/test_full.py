@@ -17,7 +17,8 @@ from torch import nn
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import export, find_trained
 from OpenSciDraw.training.run import Training
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.utils.tensor_files import TensorReader
+from OpenSciDraw.weights import files as weight_files
 from OpenSciDraw.weights.average import WeightAverage
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -55,7 +56,7 @@ def test_upcast_before_saving_keeps_fp32(run, tmp_path: Path) -> None:  # type: 
 
 
 def test_large_weights_become_several_files_with_an_index(run, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(checkpoint, "FILE_BYTES", 2_000_000)
+    monkeypatch.setattr(weight_files, "FILE_BYTES", 2_000_000)
     out = {"model_output_dir": str(tmp_path), "checkpointing_steps": 2}
     training = run(**out, max_train_steps=2)
     files = sorted(path.name for path in (tmp_path / "transformer").glob("*.safetensors"))
@@ -71,7 +72,7 @@ def test_large_weights_become_several_files_with_an_index(run, tmp_path: Path, m
 def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
     with pytest.raises(UserError, match="must lie in its own folder"):
-        checkpoint.TensorReader(tmp_path, "x")
+        TensorReader(tmp_path, "x")
 
 
 def test_resume_is_bitwise_with_average_and_accumulation(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

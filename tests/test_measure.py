@@ -24,9 +24,9 @@ from OpenSciDraw.prepare.filters.measure import (
     measure,
     perceptual_hash,
     sharpness,
-    text_share,
 )
 from OpenSciDraw.prepare.pictures.render import Picture
+from OpenSciDraw.reading.text_share import text_share
 
 FIGURES = SHARED / "corpora" / "figures"
 

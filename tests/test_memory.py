@@ -190,7 +190,7 @@ class Full:
     """A device that is full at the given calls of blocks (in order, recomputations included)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: set[int]):
-        from OpenSciDraw.training.run.memory import activations
+        from OpenSciDraw.training.memory import activations
 
         self.calls, real = 0, activations.ActivationBudget.__call__
 

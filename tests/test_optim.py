@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BASE, REPO, merged
-from OpenSciDraw.training.run.optimizers import choice as optim
-from OpenSciDraw.training.run.optimizers import lean_adamw as lean
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.flow import keyed_generator
+from OpenSciDraw.training.optimizers import choice as optim
+from OpenSciDraw.training.optimizers import lean_adamw as lean
 from OpenSciDraw.training.optimizers.host_adamw import HostAdamW
 from OpenSciDraw.training.optimizers.lean_adamw import LeanAdamW, block_size, dequantized
 from OpenSciDraw.training.optimizers.prodigy import Prodigy
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.weights.files import load_tree, save_tree
 
 DATA = {"type": "FigureDataset", "figures": "drawn:4", "base_dir": ".", "parquet_base_path": ""}
 FULL_BF16 = {"use_lora": False, "master_weights": "bf16", "mixed_precision": "bf16"}
@@ -121,10 +121,10 @@ def test_a_checkpoint_without_pickle_resumes_to_the_bit(name: str, dtype: torch.
     go(whole, make(whole), 0, 6)
     first = make(parts)
     go(parts, first, 0, 3)
-    checkpoint.save_tree(tmp_path / "optimizer", first.state_dict())
+    save_tree(tmp_path / "optimizer", first.state_dict())
     torch.manual_seed(123)  # another process has another random state
     second = make(parts)
-    second.load_state_dict(checkpoint.load_tree(tmp_path / "optimizer"))
+    second.load_state_dict(load_tree(tmp_path / "optimizer"))
     go(parts, second, 3, 6)
     assert torch.equal(whole, parts)
 
@@ -377,7 +377,7 @@ def on_one_rank(name: str, folder: Path) -> None:
     model = make_model()
     optimizer = make_optimizer(model.parameters())
     descend(model, optimizer, 60)
-    checkpoint.save_tree(folder / f"{name}-1", {"optimizer": optimizer.state_dict(), "weights": model.state_dict()})
+    save_tree(folder / f"{name}-1", {"optimizer": optimizer.state_dict(), "weights": model.state_dict()})
 
 
 def on_each_rank(folder: Path) -> None:
@@ -396,7 +396,7 @@ def on_each_rank(folder: Path) -> None:
         optimizer = make_optimizer(parameters)
         descend(model, optimizer, 60, rank, world)
         tree = {"optimizer": optimizer.state_dict(), "weights": model.state_dict()}
-        checkpoint.save_tree(folder / f"{name}-2", tree, rank == 0)
+        save_tree(folder / f"{name}-2", tree, rank == 0)
 
         def part(keys, source, shape, own=parameters):  # type: ignore[no-untyped-def]
             return deal(source, shape, own[keys[2]]) if keys[:2] == ("optimizer", "state") else None
@@ -404,8 +404,8 @@ def on_each_rank(folder: Path) -> None:
         torch.distributed.barrier()
         for saved in (f"{name}-1", f"{name}-2"):
             again = make_optimizer(parameters)
-            again.load_state_dict(checkpoint.load_tree(folder / saved, part)["optimizer"])
-            checkpoint.save_tree(folder / f"{saved}-again", again.state_dict(), rank == 0)
+            again.load_state_dict(load_tree(folder / saved, part)["optimizer"])
+            save_tree(folder / f"{saved}-again", again.state_dict(), rank == 0)
             descend(model, again, 1, rank, world)
     torch.distributed.barrier()
     os._exit(0)  # torch 2.13's gloo threads now and then abort a process that ends after fully_shard
@@ -428,13 +428,13 @@ def test_two_ranks_train_as_one_and_read_each_others_state(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": str(REPO)})
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if line.startswith("[rank"))[-3000:]
     for name in CASES:
-        one, two = (checkpoint.load_tree(tmp_path / f"{name}-{ranks}") for ranks in (1, 2))
+        one, two = (load_tree(tmp_path / f"{name}-{ranks}") for ranks in (1, 2))
         for key, alone in tensors(one["weights"]).items():
             # bf16: other random numbers. 8 bits: a last place may round the other way
             tolerance = {"rounded": 2e-2, "8bit": 1e-4}.get(name, 1e-5)
             torch.testing.assert_close(tensors(two["weights"])[key], alone, rtol=tolerance, atol=tolerance, msg=f"{name} {key}")
         for saved, tree in ((1, one), (2, two)):
-            again = tensors(checkpoint.load_tree(tmp_path / f"{name}-{saved}-again"))
+            again = tensors(load_tree(tmp_path / f"{name}-{saved}-again"))
             wanted = tensors(tree["optimizer"])
             assert again.keys() == wanted.keys()
             assert all(torch.equal(again[key], wanted[key]) for key in wanted), (name, saved)

@@ -20,13 +20,14 @@ from conftest import BASE, REPO, merged, write_config
 from test_prepare import paper, settings
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.encode import ray_engine
+from OpenSciDraw.encode import on_ray
 from OpenSciDraw.encode import run as encode
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import FigureRef
 from OpenSciDraw.models.base import build_model
 from OpenSciDraw.prepare.pipeline import prepare
 from OpenSciDraw.store.shard import Contract
+from OpenSciDraw.utils import ray_cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 NODE = {"num_cpus": 2, "object_store_memory": 200_000_000}
@@ -156,7 +157,7 @@ def test_a_machine_with_another_model_is_refused(cluster: Any, tmp_path: Path) -
     other = replace(contract, text={**contract.text, "fingerprint": "of another one"})
     work = encode.Work(0, tmp_path / "00000.parquet", ["a caption"], "digest")
     with pytest.raises(UserError, match="is not the one of the machine on which the command was started(?s:.*)of another one"):
-        ray_engine.encode(mine, [work], other, [], contract)
+        on_ray.encode(mine, [work], other, [], contract)
     assert not work.path.exists()
 
 
@@ -173,7 +174,7 @@ def test_work_that_kills_its_worker_each_time_ends_with_an_error(cluster: Any, t
     mine = config(tmp_path)
     work = encode.Work(0, tmp_path / "00000.parquet", [Deadly("id", "caption", "source", 0)], "digest")
     with pytest.raises(UserError, match="A worker died 4 times in the same work(?s:.*)WorkerCrashedError"):
-        ray_engine.encode(mine, [], contract_of(mine), [work], contract_of(mine))
+        on_ray.encode(mine, [], contract_of(mine), [work], contract_of(mine))
 
 
 def command(path: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -207,10 +208,10 @@ def test_a_killed_command_goes_on_with_the_shards_that_are_missing(cluster: Any,
 def test_shards_that_do_not_arrive_are_named(tmp_path: Path) -> None:
     work = encode.Work(0, tmp_path / "00000.parquet", ["x"], "digest")
     with pytest.raises(UserError, match="1 shard.* not here after the cluster was done"):
-        ray_engine._require_written([work])
+        ray_cluster.require_written([work])
 
 
 def test_a_second_process_of_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match="start it once"):
-        ray_engine._start()
+        ray_cluster.join_cluster()

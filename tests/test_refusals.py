@@ -239,7 +239,7 @@ def test_damaged_results_are_measured_again_and_damaged_settings_refused(trained
 
 @pytest.mark.parametrize("manifest", ["", "[]", "1", "nested", "long", "null byte", "noise"])
 def test_a_damaged_manifest_is_a_damaged_checkpoint(manifest: str, tmp_path: Path) -> None:
-    from OpenSciDraw.weights.checkpoint import DamagedCheckpoint, check
+    from OpenSciDraw.training.checkpoint import DamagedCheckpoint, check
 
     others = {"nested": "[" * 100_000, "long": json.dumps({"x" * 300: "0"}), "null byte": json.dumps({"a\0b": "0"})}
     content = others.get(manifest, manifest)

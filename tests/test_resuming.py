@@ -84,7 +84,7 @@ def test_an_average_goes_on_with_the_decay_of_the_config(run, tmp_path: Path) ->
 
 def test_a_refusal_comes_before_anything_loads(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     run(model_output_dir=str(tmp_path), max_train_steps=2, checkpointing_steps=2)
-    monkeypatch.setattr("OpenSciDraw.training.run.build_model", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr("OpenSciDraw.training.build.build_model", lambda *_: pytest.fail("a model was built"))
     with pytest.raises(UserError, match=r"rank = 4 there, 8 now \(it decides what trains\)"):
         run(model_output_dir=str(tmp_path), rank=8, **OTHER_RUN)
 

@@ -12,7 +12,8 @@ from conftest import REPO, SHARED, merged, write_config
 from test_training import EXACT, assert_same_run, losses, start
 
 from OpenSciDraw.cli import main
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.training import checkpoint
+from OpenSciDraw.weights.files import list_checkpoints
 
 pytestmark = pytest.mark.slow
 CORPUS = SHARED / "corpora" / "figures"
@@ -51,5 +52,5 @@ def test_published_figures_go_from_a_folder_to_an_exported_adapter(tmp_path: Pat
     logged = losses(tmp_path / "runs" / "corpus" / "train")
     assert logged[60]["train_loss"] < 0.8 * logged[10]["train_loss"]
     assert len(list((tmp_path / "runs" / "corpus" / "train" / "export").glob("*.safetensors"))) == 2
-    checkpoint.check(checkpoint.list_checkpoints(tmp_path / "runs" / "corpus" / "train")[-1])
+    checkpoint.check(list_checkpoints(tmp_path / "runs" / "corpus" / "train")[-1])
     shutil.rmtree(tmp_path / "runs")

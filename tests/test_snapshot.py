@@ -14,9 +14,10 @@ from conftest import merged
 from safetensors.torch import load_file
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.training import checkpoint
 from OpenSciDraw.training.run import Training
 from OpenSciDraw.training.snapshot import Snapshot
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.weights.files import LORA_FILE, list_checkpoints
 from train_OpenSciDraw_loop import train
 
 
@@ -73,7 +74,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_second_one_waits_f
     run(model_output_dir=str(tmp_path), max_train_steps=4, checkpointing_steps=2)
     at = dict(noted)
     assert steps[3] < at["end .checkpoint-2.tmp"] < at["begin .checkpoint-4.tmp"]
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -81,13 +82,13 @@ def test_old_checkpoints_go_only_when_the_new_one_is_whole(run, tmp_path: Path, 
     exact = checkpoint.CheckpointWriter.__exit__
 
     def noted(self: Any, *error: Any) -> None:
-        seen.append(sorted(path.name for path in checkpoint.list_checkpoints(tmp_path)))
+        seen.append(sorted(path.name for path in list_checkpoints(tmp_path)))
         exact(self, *error)
 
     monkeypatch.setattr(checkpoint.CheckpointWriter, "__exit__", noted)
     run(model_output_dir=str(tmp_path), max_train_steps=3, checkpointing_steps=1, checkpoints_total_limit=1)
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-3"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
 def test_a_snapshot_that_does_not_fit_is_said_once_and_written_while_training_waits(run, tmp_path, monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]
@@ -96,7 +97,7 @@ def test_a_snapshot_that_does_not_fit_is_said_once_and_written_while_training_wa
     training = run(model_output_dir=str(tmp_path), max_train_steps=2, checkpointing_steps=1)
     assert sum("no memory for copies" in message for message in caplog.messages) == 1
     assert not training.snapshot._buffers  # nothing was reserved either
-    assert len(checkpoint.list_checkpoints(tmp_path)) == 2
+    assert len(list_checkpoints(tmp_path)) == 2
 
 
 def test_copies_use_the_same_memory_again_and_do_not_follow_their_tensors() -> None:
@@ -121,4 +122,4 @@ def test_a_run_that_is_stopped_leaves_when_its_checkpoint_is_whole(
     assert train(training) == 75
     checkpoint.check(tmp_path / "checkpoint-2")
     assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["step"] == 2
-    assert load_file(tmp_path / "checkpoint-2" / checkpoint.LORA_FILE)
+    assert load_file(tmp_path / "checkpoint-2" / LORA_FILE)

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from conftest import REPO, merged, write_config
 
+from OpenSciDraw.training import checkpoint
 from OpenSciDraw.training.run import EXIT_PREEMPTED
 from OpenSciDraw.training.stopping import StopRequest, StopSignals
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.weights.files import list_checkpoints
 
 PROGRAM = str(REPO / "train_OpenSciDraw_loop.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", PROGRAM]
@@ -58,7 +59,7 @@ class Started:
     def assert_saved_and_gone(self) -> None:
         _, alive = psutil.wait_procs(self.family, timeout=60)
         assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], self.log.read_text()
-        saved = checkpoint.list_checkpoints(self.out)
+        saved = list_checkpoints(self.out)
         assert len(saved) == 1, self.log.read_text()
         checkpoint.check(saved[0])
         assert int(saved[0].name.split("-")[1]) == max(self.steps())

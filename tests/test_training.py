@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.training import checkpoint
 from OpenSciDraw.training.run import EXIT_PREEMPTED, Training
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.weights.files import list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -105,7 +106,7 @@ def test_sigterm_saves_one_checkpoint_and_leaves_with_its_own_code(store_config,
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(losses(out)) > 1, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == EXIT_PREEMPTED
-    saved = checkpoint.list_checkpoints(out)
+    saved = list_checkpoints(out)
     assert len(saved) == 1
     checkpoint.check(saved[0])
     assert int(saved[0].name.split("-")[1]) == max(losses(out))
@@ -141,7 +142,7 @@ def test_a_folder_with_checkpoints_is_not_started_over(run, tmp_path: Path) -> N
 
 def test_old_checkpoints_go_within_the_limit(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run(model_output_dir=str(tmp_path), checkpointing_steps=1, checkpoints_total_limit=2)
-    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_the_base_stays_frozen_and_the_adapter_learns_in_fp32_also_under_bf16(run, tmp_path: Path, tiny) -> None:  # type: ignore[no-untyped-def]
@@ -341,7 +342,7 @@ def test_gradients_that_are_not_finite_stop_before_the_step(run, tmp_path: Path,
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda self, p, n: exact(self, p, n) * float("inf"))
     with pytest.raises(FloatingPointError, match="Gradient norm is inf at step 0"):
         run(model_output_dir=str(tmp_path))
-    assert not checkpoint.list_checkpoints(tmp_path)
+    assert not list_checkpoints(tmp_path)
 
 
 def test_a_held_out_row_that_cannot_be_read_is_named_and_no_other_stands_in(run, tmp_path: Path, monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]
@@ -378,7 +379,7 @@ def test_a_full_disk_names_the_checkpoint_and_keeps_the_earlier_ones(run, error:
     monkeypatch.setattr(Training, "_save_weights", fails_at_two)
     with pytest.raises(UserError, match="disk is full.*checkpoint-2"):
         run(model_output_dir=str(tmp_path), checkpointing_steps=1)
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-1"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1"]
     checkpoint.check(tmp_path / "checkpoint-1")
     assert not list(tmp_path.glob(".checkpoint*"))
 

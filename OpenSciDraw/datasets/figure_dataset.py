@@ -12,8 +12,8 @@ from tqdm import tqdm
 from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Sample
-from OpenSciDraw.encode.shards import Prepared, prepare, to_model_range
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
 from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, list_figures
 from OpenSciDraw.registry import DATASETS
 from OpenSciDraw.store.table import Contract

@@ -29,8 +29,6 @@ from OpenSciDraw.encode.shards import (
     EncodedCaption,
     caption_batches,
     figure_rows,
-    prepare,
-    to_model_range,
     write_captions,
     write_figures,
 )
@@ -47,6 +45,7 @@ from OpenSciDraw.encode.work import (
 )
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.figures.fitting import prepare, to_model_range
 from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, list_figures, write_rejected
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.vae_precision import PICTURES, choose
@@ -126,9 +125,9 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     _announce(model, encode, target, missing_text, missing_figures)
 
     if engine == "ray":
-        from OpenSciDraw.encode import ray_engine
+        from OpenSciDraw.encode import on_ray
 
-        ray_engine.encode(config, missing_text, text_contract, missing_figures, figures_contract)
+        on_ray.encode(config, missing_text, text_contract, missing_figures, figures_contract)
     else:
         _encode_text(model, encode, share_of(missing_text, place), text_contract, target)
         todo, start = share_of(missing_figures, place), time.perf_counter()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,8 +16,9 @@ from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.encode.batches import BatchSizes, by_length
 from OpenSciDraw.encode.work import Work
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.figures.buckets import Bucket, best_bucket, buckets, fit
-from OpenSciDraw.figures.listing import DrawnRef, FigureRef, RejectedFigure, Rejection, content_of, load_figure
+from OpenSciDraw.figures.buckets import Bucket
+from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
+from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, content_of
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.store.table import (
     FIGURE_SCHEMA,
@@ -35,18 +34,6 @@ from OpenSciDraw.utils.background import HostCopies, stacked
 
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 EncodedCaption = tuple[str, HostCopies, int]  # and its place among the copies
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A figure ready for the VAE: pixels (3, H, W) uint8 of exactly its bucket's size."""
-
-    ref: FigureRef
-    bucket: Bucket
-    placement: tuple[int, int, int, int]
-    aspect_ratio: float
-    pixels: Tensor
-    content: bytes | None
 
 
 def encode_captions(model: FigureModel, work: Work, contract: Contract, sizes: BatchSizes, bar: tqdm) -> None:
@@ -100,30 +87,6 @@ class Decoder:
         except RejectedFigure as error:
             content = content_of(ref)
             return Rejection(ref.id, ref.source, str(error), None if content is None else content.hex())
-
-
-def prepare(ref: FigureRef, encode: EncodeConfig) -> Prepared:
-    """Decode a figure and fit it into its bucket. Raises RejectedFigure."""
-    given = ref if isinstance(ref, DrawnRef) else ref.read()
-    image = load_figure(given, encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio)
-    bucket = best_bucket(image.width, image.height, encode.resolution)
-    if ref.bucket is not None and (named := Bucket(ref.bucket[1], ref.bucket[0])) in buckets(encode.resolution):
-        bucket = named
-    scale = min(bucket.width / image.width, bucket.height / image.height)
-    if scale > encode.max_upscale:
-        raise RejectedFigure(
-            f"too coarse: {image.width} x {image.height} px would be enlarged {scale:.3g} times, over max_upscale = "
-            f"{encode.max_upscale:g}"
-        )
-    fitted, placement = fit(image, bucket)
-    pixels = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).contiguous()
-    content = xxhash.xxh3_128_digest(given) if isinstance(given, bytes) else None
-    return Prepared(ref, bucket, placement, image.height / image.width, pixels, content)
-
-
-def to_model_range(pixels: Tensor) -> Tensor:
-    """uint8 (…) -> float in [-1, 1], as the pipelines' image processors do."""
-    return pixels.float() / 127.5 - 1.0
 
 
 def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:

@@ -18,9 +18,9 @@ from OpenSciDraw.config import Config, EvaluateConfig
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
+from OpenSciDraw.inference.pictures import guidance_of
 from OpenSciDraw.models.base import FigureModel, build_model, fingerprint
 from OpenSciDraw.utils.files import unfinished, unfinished_mark
-from OpenSciDraw.validation_funcs.sample_prompts import guidance_of
 from OpenSciDraw.weights.trainable import attach_lora, load_pretrained, lora_file
 
 _LOG = logging.getLogger("OpenSciDraw")

@@ -141,9 +141,9 @@ class FigureMeasures(Features):
         return f"1-{xxhash.xxh3_64_hexdigest(MEAN.tobytes() + SCALE.tobytes())}"
 
     def compute(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        from OpenSciDraw.prepare.filters.measure import text_share
         from OpenSciDraw.reading.kind_weights import MEAN, SCALE
         from OpenSciDraw.reading.kinds import background_colour, kind_features
+        from OpenSciDraw.reading.text_share import text_share
 
         rows = []
         for picture in pictures:

@@ -79,7 +79,7 @@ class HeldOutRows:
         import torch
 
         from OpenSciDraw.datasets.batch import BadRow, collate
-        from OpenSciDraw.validation_funcs.held_out_loss import clean_latents, losses_at
+        from OpenSciDraw.evaluation.losses import clean_latents, losses_at
 
         if isinstance(sample, BadRow):
             return {}, f"unreadable: {sample.reason}"

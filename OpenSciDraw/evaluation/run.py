@@ -140,7 +140,7 @@ def default_folder(target: Target, trained: Trained | None, settings: EvaluateCo
 
 def _label(trained: Trained) -> str:
     """'step-1200', 'step-1200-ema', 'checkpoint-400' …"""
-    from OpenSciDraw.weights.checkpoint import list_checkpoints
+    from OpenSciDraw.weights.files import list_checkpoints
 
     parts = list(trained.path.parent.relative_to(trained.run).parts)
     if not any(part.startswith("checkpoint-") for part in parts):  # the run's own weights are its last step's

@@ -22,17 +22,8 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.utils.files import naming_full_disk, real, unfinished
 from OpenSciDraw.utils.sole_user import sole_user
-from OpenSciDraw.weights.checkpoint import (
-    EMA_FOLDER,
-    FULL_FOLDER,
-    FULL_STEM,
-    LORA_FILE,
-    TensorReader,
-    TensorWriter,
-    list_checkpoints,
-    load_tensors,
-    lora_config,
-)
+from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
+from OpenSciDraw.weights.files import EMA_FOLDER, LORA_FILE, TensorWriter, list_checkpoints, lora_config
 
 _LOG = logging.getLogger("OpenSciDraw")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

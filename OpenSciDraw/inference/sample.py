@@ -15,10 +15,10 @@ from tqdm import tqdm
 from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
+from OpenSciDraw.inference.pictures import grid, guidance_of, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
-from OpenSciDraw.validation_funcs.sample_prompts import grid, guidance_of, resolutions
 from OpenSciDraw.weights.trainable import attach_lora, load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")

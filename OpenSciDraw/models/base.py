@@ -26,7 +26,7 @@ from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store.codec import CODECS
 from OpenSciDraw.store.table import Contract
 from OpenSciDraw.utils.files import parse_json
-from OpenSciDraw.weights.checkpoint import FULL_STEM, TensorReader
+from OpenSciDraw.utils.tensor_files import FULL_STEM, TensorReader
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import parse_json
-from OpenSciDraw.weights.checkpoint import FULL_STEM, TensorReader, weight_file_names
+from OpenSciDraw.utils.tensor_files import FULL_STEM, TensorReader, weight_file_names
 
 if TYPE_CHECKING:
     from OpenSciDraw.models.base import ModelSource

@@ -202,7 +202,7 @@ def _extract(jobs: Sequence[ShardJob], settings: PrepareSettings, scratch: Path,
     scratch.mkdir(exist_ok=True)
     try:
         if missing and engine == "ray":
-            from OpenSciDraw.encode.ray_engine import run_prepare
+            from OpenSciDraw.prepare.on_ray import run_prepare
 
             run_prepare(missing, settings, scratch)
         elif missing:

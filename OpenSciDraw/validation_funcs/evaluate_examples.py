@@ -19,7 +19,7 @@ from OpenSciDraw.evaluation.results import WHOLE_SET, Result, Results
 from OpenSciDraw.evaluation.scoring import Drawn, score_pictures, score_set
 from OpenSciDraw.evaluation.summary import Measured, summarize
 from OpenSciDraw.models.base import FigureModel
-from OpenSciDraw.parallel.launch import evaluating, share_of
+from OpenSciDraw.parallel.ranks import evaluating, share_of
 from OpenSciDraw.registry import METRICS, VALIDATION_FUNCS
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, image_folder, sample_prompts

@@ -12,10 +12,11 @@ from torch import Tensor
 from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
-from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
+from OpenSciDraw.datasets.batch import BadRow, Sample, collate
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.evaluation.losses import clean_latents, losses_at
 from OpenSciDraw.models.base import FigureModel
-from OpenSciDraw.parallel.launch import evaluating, share_of
+from OpenSciDraw.parallel.ranks import evaluating, share_of
 
 _LOG = logging.getLogger("OpenSciDraw")
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -56,24 +57,6 @@ def held_out_loss(
     per_level = total[:-1] / total[-1]
     names = [f"held_out_loss_q{q:.1f}" for q in QUANTILES]
     return {"held_out_loss": per_level.mean().item(), **dict(zip(names, per_level.tolist(), strict=True))}
-
-
-def clean_latents(model: FigureModel, batch: Batch) -> Tensor:
-    """What the transformer denoises, (B, Cn, hn, wn): from stored latents, or from pixels."""
-    return model.normalize(batch.latents if batch.latents is not None else model.encode_images(batch.require_pixels()))
-
-
-@torch.no_grad()
-def losses_at(model: FigureModel, batch: Batch, clean: Tensor, text_rows: list[Tensor], sigmas: Tensor, seed: int) -> Tensor:
-    """Mean unweighted loss of a batch at each noise level of `sigmas` (K,); (K,). Noise is keyed by (seed, sample)."""
-    text = model.collate_text([row.to(clean.device) for row in text_rows])
-    noise = flow.keyed_noise(seed, -1, batch.sample_ids, clean.shape[1:]).to(clean.device)
-    losses = []
-    for level in sigmas.to(clean.device):
-        level = level.expand(len(clean))
-        predicted = model.velocity(flow.interpolate(clean, noise, level), level, text)
-        losses.append((predicted.float() - flow.velocity_target(clean, noise)).pow(2).mean())
-    return torch.stack(losses)
 
 
 def _readable(dataset: RowDataset, rows: np.ndarray) -> Sample:

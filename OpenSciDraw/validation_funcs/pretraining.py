@@ -9,11 +9,12 @@ from PIL import Image
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.drawn.figure import draw_figure
-from OpenSciDraw.encode.shards import to_model_range
+from OpenSciDraw.figures.fitting import to_model_range
+from OpenSciDraw.inference.pictures import grid
 from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText, Flux2KleinVAE
-from OpenSciDraw.parallel.launch import evaluating
+from OpenSciDraw.parallel.ranks import evaluating
 from OpenSciDraw.registry import VALIDATION_FUNCS
-from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, grid, image_folder
+from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, image_folder
 
 UNSEEN = [(1, index) for index in range(32)]  # (seed, index) of drawn figures; pretraining draws from seed 0
 

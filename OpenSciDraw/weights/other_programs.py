@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.weights.checkpoint import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
+from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
 
 _LOG = logging.getLogger("OpenSciDraw")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

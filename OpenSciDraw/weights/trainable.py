@@ -21,9 +21,9 @@ from OpenSciDraw.parallel.sharding import copy_into, gathered
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.utils.files import unfinished
-from OpenSciDraw.weights import checkpoint
+from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors, open_tensors
 from OpenSciDraw.weights.adapters import ADAPTER, AdaptedLinear
-from OpenSciDraw.weights.checkpoint import FULL_FOLDER, FULL_STEM, LORA_FILE, TensorReader, TensorWriter
+from OpenSciDraw.weights.files import LORA_FILE, TensorWriter, lora_config
 from OpenSciDraw.weights.other_programs import Weights, open_weights
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
@@ -226,7 +226,7 @@ def lora_metadata(transformer: Any) -> dict[str, Any]:
 
 def read_lora(path: Path) -> dict[str, Tensor]:
     """Adapter tensors of a diffusers LoRA file, without the pipeline's `transformer.` prefix."""
-    return {name.removeprefix("transformer."): tensor for name, tensor in checkpoint.load_tensors(path).items()}
+    return {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(path).items()}
 
 
 def lora_file(path: str) -> Path:
@@ -256,7 +256,7 @@ def load_pretrained(transformer: Any, config: Config) -> None:
 
 def attach_lora(pipe: Any, file: Path) -> None:
     """Load a LoRA file into a pipeline to draw with it: diffusers makes its layers in training mode, with dropout active."""
-    with checkpoint.open_tensors(file):
+    with open_tensors(file):
         pass  # a damaged one is named, before diffusers looks at it
     pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     pipe.transformer.eval()
@@ -269,7 +269,7 @@ def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) ->
     """
     if config.pretrained_lora_ckpt_path is not None and not config.fuse_pretrained_lora:
         file = lora_file(config.pretrained_lora_ckpt_path)
-        state, alpha = read_lora(file), checkpoint.lora_config(file).get("lora_alpha")
+        state, alpha = read_lora(file), lora_config(file).get("lora_alpha")
         if alpha is not None and alpha != config.lora_alpha:
             state = {k: v * (alpha / config.lora_alpha) if ".lora_B." in k else v for k, v in state.items()}
         load_lora_state(parameters, state, file)

@@ -25,7 +25,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.planning.plan import Plan
 from OpenSciDraw.training.run import Training
-from OpenSciDraw.weights.checkpoint import LORA_FILE
+from OpenSciDraw.weights.files import LORA_FILE
 from train_OpenSciDraw_loop import train
 
 WARM_UP_LINES = 2  # of metrics.jsonl, not counted

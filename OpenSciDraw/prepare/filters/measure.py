@@ -17,6 +17,7 @@ from OpenSciDraw.prepare.filters.duplicates import HASH_BYTES
 from OpenSciDraw.prepare.filters.language import language_of, without_math
 from OpenSciDraw.prepare.pictures.render import Picture
 from OpenSciDraw.reading.kinds import background_colour, far_from, kind_features, kind_of
+from OpenSciDraw.reading.text_share import text_share
 
 MEASUREMENT_FIELDS = [
     pa.field("phash", pa.binary(HASH_BYTES), nullable=False),  # perceptual_hash
@@ -34,7 +35,6 @@ MEASUREMENT_FIELDS = [
 _HASH_SIDE, _HASH_BITS = 64, 16
 _FAINT = 16  # of 255: grey no further than this from the background is noise around what is drawn
 _OUTSIDE, _MARGIN = 0.001, 0.02  # of the ink, of the drawn area: what the hash cuts off, and leaves around it
-_TEXT_SIDE, _BLOCK, _STEP = 1024, 16, 40  # px, px, of 255
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts without spaces: two characters are a word
 
@@ -136,35 +136,6 @@ def _dct() -> NDArray[np.float64]:
     """(16, 64) rows 1 to 16 of the DCT-II."""
     k, n = np.arange(1, _HASH_BITS + 1)[:, None], np.arange(_HASH_SIDE)[None]
     return np.cos(np.pi * k * (2 * n + 1) / (2 * _HASH_SIDE))
-
-
-def text_share(grey: Image.Image) -> float:
-    """Share of a grey picture that small text covers: blocks of 16 px, full of steps in both directions, that lie in
-    short rows. Hatching and crowded markers count as well; docs/prepare.md says how well it agrees with the truth."""
-    factor = math.ceil(max(grey.size) / _TEXT_SIDE)
-    small = np.asarray(grey.reduce(factor) if factor > 1 and min(grey.size) >= factor else grey).astype(np.int16)
-    rows, columns = (small.shape[0] - 1) // _BLOCK, (small.shape[1] - 1) // _BLOCK
-    if not rows or not columns:
-        return 0.0
-    height, width = rows * _BLOCK, columns * _BLOCK
-    inner = small[:height, :width]
-    busy = np.ones((rows, columns), dtype=bool)
-    for beside, least in ((small[:height, 1 : width + 1], 32), (small[1 : height + 1, :width], 24)):
-        steps = (np.abs(beside - inner) > _STEP).view(np.uint8)
-        count = steps.reshape(rows, _BLOCK, columns, _BLOCK).sum(axis=1, dtype=np.uint8).sum(axis=2, dtype=np.int16)
-        busy &= (count >= least) & (count <= 192)
-    thickness = np.minimum(_run_lengths(busy), _run_lengths(busy.T).T)
-    return float((busy & (thickness <= 3)).mean())
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of every True in (n, columns): how many stand together in its column."""
-    index = np.arange(1, len(mask) + 1)[:, None]
-
-    def since_gap(part: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return index - np.maximum.accumulate(np.where(part, 0, index), axis=0)
-
-    return since_gap(mask) + since_gap(mask[::-1])[::-1] - 1
 
 
 def sharpness(grey: NDArray[np.uint8]) -> float:

@@ -1,0 +1,35 @@
+"""What pictures are asked for, and how they are laid out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+from OpenSciDraw.config import Config
+
+
+def guidance_of(config: Config) -> float:
+    """`true_cfg_scale`, else `guidance_scale`, else `validation_guidance_scale`: here all mean true guidance."""
+    given = (config.true_cfg_scale, config.guidance_scale, config.validation_guidance_scale)
+    return next(value for value in given if value is not None)
+
+
+def resolutions(config: Config) -> list[tuple[int, int]]:
+    """(width, height) of each prompt's picture: one for all, one each, or the encoded resolution."""
+    given = [(int(w), int(h)) for w, h in config.resolution_list]
+    if not given:
+        side = config.encode.resolution
+        given = [(side, side)]
+    return given * len(config.validation_prompts) if len(given) == 1 else given
+
+
+def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
+    """Pictures in rows on white, each in a cell as large as the largest."""
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
+    sheet = Image.new("RGB", (columns * width + gap, math.ceil(len(pictures) / columns) * height + gap), "#cccccc")
+    for at, picture in enumerate(pictures):
+        sheet.paste(picture, (gap + at % columns * width, gap + at // columns * height))
+    return sheet
