@@ -21,9 +21,9 @@ from torch import Tensor
 
 from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.figures.fitting import to_model_range
-from OpenSciDraw.models.base import ModelSource
 from OpenSciDraw.models.embedded import SHIPPED, embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
+from OpenSciDraw.models.source import ModelSource
 
 ROOT = Path("runs/pretrain")
 BASE = ROOT / "base"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from report import Result
 
-from OpenSciDraw.config.schema import PACKAGED_FEATURES
+from OpenSciDraw.config.sections import PACKAGED_FEATURES
 from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.evaluation.distribution import cubic_kernel, kernel_distance
 from OpenSciDraw.evaluation.features import Features, features_named

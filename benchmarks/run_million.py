@@ -37,11 +37,11 @@ from OpenSciDraw.datasets.ahead import BatchReader, Numbered
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
 from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.store.contract import Contract
 from OpenSciDraw.store.shard import (
     CHECKSUMS,
     FIGURE_SCHEMA,
     TEXT_SCHEMA,
-    Contract,
     Row,
     index_schema,
     text_key,

@@ -18,7 +18,7 @@ from step_counts import StepCount, fused_kernels, launches
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import FigureModel, TextBatch
-from OpenSciDraw.planning.plan import planned_model
+from OpenSciDraw.planning.step_cost import planned_model
 from OpenSciDraw.training.memory.activations import set_checkpointing
 from OpenSciDraw.weights import trainable
 from OpenSciDraw.weights.precision import compute_throughout

@@ -25,8 +25,9 @@ from torch import Tensor
 from OpenSciDraw import flow
 from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.figures.fitting import to_model_range
-from OpenSciDraw.models.base import FigureModel, ModelSource
+from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.models.flux2_klein import Flux2Klein
+from OpenSciDraw.models.source import ModelSource
 from OpenSciDraw.store import codec as text_codec
 from OpenSciDraw.store.codec import CODECS, decode, encode, encoded_bytes
 

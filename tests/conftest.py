@@ -88,8 +88,8 @@ def tiny_folder() -> Path:
 
 def make_model(dtype: torch.dtype = torch.float32, length: int = 64):  # type: ignore[no-untyped-def]
     """The embedded klein with every component loaded."""
-    from OpenSciDraw.models.base import ModelSource
     from OpenSciDraw.models.flux2_klein import Flux2Klein
+    from OpenSciDraw.models.source import ModelSource
 
     model = Flux2Klein(ModelSource("embedded:flux2_klein_tiny_random"), length, dtype)
     model.load_vae()

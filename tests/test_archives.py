@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.prepare.archives import PaperSource, RejectedPaper, find_papers, unpack
+from OpenSciDraw.prepare.archives import unpack
+from OpenSciDraw.prepare.papers import PaperSource, RejectedPaper, find_papers
 from OpenSciDraw.prepare.settings import Limits
 
 LIMITS = Limits.model_validate({})

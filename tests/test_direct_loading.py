@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.models.base import FigureModel, ModelSource
+from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.models.qwen_image import QwenImage
+from OpenSciDraw.models.source import ModelSource
 
 FAMILIES = {"flux2_klein_tiny_random": Flux2Klein, "qwen_image_tiny": QwenImage}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -36,12 +37,12 @@ def copied(name: str, to: Path) -> Path:
 @pytest.fixture
 def no_other_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' loader must not be what loads."""
-    from OpenSciDraw.models import base
+    from OpenSciDraw.models import components
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("loaded by from_pretrained")
 
-    monkeypatch.setattr(base, "load_component", refuse)
+    monkeypatch.setattr(components, "load_component", refuse)
 
 
 def assert_same(model: FigureModel, reference: torch.nn.Module) -> None:

@@ -15,7 +15,7 @@ from huggingface_hub import constants, hf_api
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import build_model
-from OpenSciDraw.planning import doctor
+from OpenSciDraw.planning import doctor, machine
 
 
 def run(capsys: pytest.CaptureFixture[str], config: Path | None = None, *options: str) -> tuple[int, str]:
@@ -180,18 +180,18 @@ def test_without_a_network_the_answer_comes_at_once(tmp_path: Path, monkeypatch:
 
 def test_a_gpu_that_torch_does_not_see_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert doctor.no_gpu("12.6", None, []).level == "warning"
-    assert "built for CPUs" in doctor.no_gpu(None, "550.54", []).text
-    old = doctor.no_gpu("13.0", "470.1", ["The NVIDIA driver on your system is too old"])
+    assert machine.no_gpu("12.6", None, []).level == "warning"
+    assert "built for CPUs" in machine.no_gpu(None, "550.54", []).text
+    old = machine.no_gpu("13.0", "470.1", ["The NVIDIA driver on your system is too old"])
     assert old.level == "FAIL" and "too old" in old.text and "13.0" in old.remedy
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES" in doctor.no_gpu("12.6", "550.54", []).text
+    assert "CUDA_VISIBLE_DEVICES" in machine.no_gpu("12.6", "550.54", []).text
 
 
 def test_bf16_is_refused_where_the_gpu_has_none() -> None:
-    assert doctor.precision((7, 0), "bf16").level == "FAIL"
-    assert doctor.precision((7, 0), "fp16").level == "ok"
-    assert doctor.precision((9, 0), "bf16").level == "ok"
+    assert machine.precision((7, 0), "bf16").level == "FAIL"
+    assert machine.precision((7, 0), "fp16").level == "ok"
+    assert machine.precision((9, 0), "bf16").level == "ok"
 
 
 def test_a_disk_fails_below_one_checkpoint_and_warns_below_all(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_disk_fails_below_one_checkpoint_and_warns_below_all(tmp_path: Path) -
 def test_the_checkpoints_of_a_full_fine_tune_are_counted_from_shapes(tmp_path: Path) -> None:
     """9,078.58 M parameters x (4 + 8 + 4) bytes: weights, AdamW, average."""
     from OpenSciDraw.config import load_config
-    from OpenSciDraw.planning.plan import planned_model
+    from OpenSciDraw.planning.step_cost import planned_model
 
     config = load_config(REPO / "configs" / "260120" / "flux2klein_fulltune.py", [f"model_output_dir={tmp_path}"])
     with planned_model(config) as (model, _):

@@ -292,7 +292,7 @@ def test_a_target_that_matches_nothing_names_the_close_ones() -> None:
 
 def test_a_gated_repository_says_how_to_log_in() -> None:
     from OpenSciDraw.errors import UserError
-    from OpenSciDraw.models.base import ModelSource, load_component
+    from OpenSciDraw.models.source import ModelSource, load_component
 
     class Gated:
         @staticmethod

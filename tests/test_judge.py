@@ -23,10 +23,11 @@ from PIL import Image
 from OpenSciDraw.config import EvaluateConfig
 from OpenSciDraw.drawn.figure import KINDS, draw_figure
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.evaluation import judge
+from OpenSciDraw.evaluation import endpoint
 from OpenSciDraw.evaluation.base import NotScored
 from OpenSciDraw.evaluation.examples import Example
-from OpenSciDraw.evaluation.judge import BadAnswer, Judge, axis_score, parse_answer, rubric_of
+from OpenSciDraw.evaluation.judge import Judge
+from OpenSciDraw.evaluation.rubric import BadAnswer, axis_score, parse_answer, rubric_of
 
 RUBRIC = {"components": ["a red box 'A'", "a blue box 'B'"], "arrows": ["A to B"], "text": ["A", "B", "C", "D"]}
 KEY = "sk-very-secret-key"
@@ -93,7 +94,7 @@ def fails(status: int, **headers: str) -> Callable[[BaseHTTPRequestHandler, dict
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted]]:
     servers: list[Scripted] = []
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(judge, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.05)
 
     def start(*script: Callable[[BaseHTTPRequestHandler, dict], None]) -> Scripted:
         servers.append(Scripted(*script))
@@ -179,16 +180,16 @@ def test_a_failed_call_is_tried_again(serve: Any, tmp_path: Path) -> None:
 
 def test_retry_after_is_waited_for(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(judge, "_LONGEST_WAIT", 60.0)
-    monkeypatch.setattr(judge.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
     make(serve(fails(429, Retry_After="7"), fails(503), says(FAULTLESS)), tmp_path, judge_retries=2).score(picture(), example())
     assert waits == [7.0, 2.0]
 
 
 def test_retry_after_may_be_a_date(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(judge, "_LONGEST_WAIT", 60.0)
-    monkeypatch.setattr(judge.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
     for seconds in (30, -30):
         later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds), usegmt=True)
         make(serve(fails(503, Retry_After=later), says(FAULTLESS)), tmp_path / str(seconds)).score(picture(), example())
@@ -275,7 +276,7 @@ def test_a_code_fence_around_the_answer_is_allowed() -> None:
 
 
 def test_a_huge_answer_and_a_hanging_server_are_failures(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(endpoint, "_MOST_BYTES", 10_000)
     for step, said in (
         (lambda h, b: send(h, 200, b"x" * 20_000), "more than 10000 bytes"),
         (lambda h, b: time.sleep(1.5), "no answer"),

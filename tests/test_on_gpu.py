@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from OpenSciDraw.figures.buckets import best_bucket, fit
 from OpenSciDraw.figures.listing import list_figures, load_figure
-from OpenSciDraw.models.base import FigureModel, ModelSource
+from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.models.qwen_image import QwenImage
+from OpenSciDraw.models.source import ModelSource
 from OpenSciDraw.store.table import EncodedStore
 from OpenSciDraw.training.optimizers.prodigy import Prodigy
 

@@ -30,11 +30,12 @@ from OpenSciDraw.cli import main as scienceflow
 from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import list_figures, load_figure
-from OpenSciDraw.prepare.archives import PaperSource, RejectedPaper, find_papers, unpack
+from OpenSciDraw.prepare.archives import unpack
 from OpenSciDraw.prepare.filters.duplicates import representatives
 from OpenSciDraw.prepare.filters.language import language_of
 from OpenSciDraw.prepare.filters.measure import perceptual_hash
 from OpenSciDraw.prepare.isolation import Crashed, TooMuch, run_isolated
+from OpenSciDraw.prepare.papers import PaperSource, RejectedPaper, find_papers
 from OpenSciDraw.prepare.pictures.picture import RejectedPicture
 from OpenSciDraw.prepare.pictures.render import render
 from OpenSciDraw.prepare.pipeline import parse_settings, plan, prepare

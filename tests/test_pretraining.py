@@ -15,9 +15,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.drawn.figure import draw_figure
-from OpenSciDraw.models.base import ModelSource
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText
+from OpenSciDraw.models.source import ModelSource
 from OpenSciDraw.train_iteration_funcs.flow_matching import Place
 from OpenSciDraw.train_iteration_funcs.pretraining import caption_language_model_loss, number_names
 from OpenSciDraw.training.run import Training

@@ -24,9 +24,10 @@ from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.sample import sample_normalized
 from OpenSciDraw.models import qwen_image
-from OpenSciDraw.models.base import FigureModel, ModelSource, TextBatch
+from OpenSciDraw.models.base import FigureModel, TextBatch
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.qwen_image import QwenImage
+from OpenSciDraw.models.source import ModelSource
 from OpenSciDraw.weights.trainable import resolve_lora_layers
 
 PROMPTS = ["A flowchart with a box labelled 'Encoder'.", "The plot shows the loss over 10 epochs in blue."]

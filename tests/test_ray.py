@@ -26,7 +26,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import FigureRef
 from OpenSciDraw.models.base import build_model
 from OpenSciDraw.prepare.pipeline import prepare
-from OpenSciDraw.store.shard import Contract
+from OpenSciDraw.store.contract import Contract
 from OpenSciDraw.utils import ray_cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")

@@ -28,7 +28,8 @@ from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead,
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.store.cache import RowCache
-from OpenSciDraw.store.remote import Patience, Remote, RemoteFolder
+from OpenSciDraw.store.remote import Patience, Remote
+from OpenSciDraw.store.remote_files import RemoteFolder
 from OpenSciDraw.store.shard import FIGURE_SCHEMA, index_path, write_shard
 from OpenSciDraw.store.staging import Staging
 from OpenSciDraw.store.table import EncodedStore

@@ -259,7 +259,7 @@ def with_numbers(folder: Path, value: float) -> Path:
     bad.tensor[0, 1, 2] = value
     rows = [bad if number == 2 else figure_row(number, f"caption {number % 3}") for number in range(4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("OpenSciDraw.store.shard.math.isfinite", lambda number: True)
+        patch.setattr("OpenSciDraw.store.contract.math.isfinite", lambda number: True)
         write_shard(folder / "figures" / "00000.parquet", FIGURE_SCHEMA, rows, CONTRACT, {})
     return folder
 

@@ -6,176 +6,44 @@ imported here, so that a wrong config fails before torch loads. `scienceflow con
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     model_validator,
 )
 
 from OpenSciDraw.config.checks import FIGURE_DATASET, require_agreement
+from OpenSciDraw.config.sections import (
+    DatasetConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    SamplerConfig,
+    Section,
+    TransformerConfig,
+    canonical_optimizer,
+    checkpoint_name,
+    is_path,
+    key,
+    picture_side,
+    tuple_as_list,
+)
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
-from OpenSciDraw.utils.files import is_remote
 
-PACKAGED_FEATURES = ("efficientnet-lite0", "figure-measures")  # of evaluation/features.py; anything else is a folder
 SECRET_KEYS = frozenset({"huggingface_token", "hub_token"})
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow", "none"]
 
 
-def key(default: Any, group: str, meaning: str, unit: str = "", **limits: Any) -> Any:
-    """A config key: its default, the group it is listed in, one line of meaning, its unit and limits."""
-    extra: dict[str, Any] = {"group": group, "unit": unit}
-    if isinstance(default, type):
-        return Field(default_factory=default, description=meaning, json_schema_extra=extra, **limits)
-    return Field(default, description=meaning, json_schema_extra=extra, **limits)
-
-
-def _canonical_optimizer(value: object) -> object:
-    return {"adamw": "AdamW", "prodigy": "prodigy"}.get(value.lower(), value) if isinstance(value, str) else value
-
-
-def _tuple_as_list(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _checkpoint_name(value: str) -> str:
-    if not re.fullmatch(r"latest|checkpoint-\d+", value):
-        raise ValueError("must be 'latest', 'checkpoint-<step>' such as 'checkpoint-5000', or None")
-    return value
-
-
-def _picture_side(value: int) -> int:
-    if value < 32 or value % 8:
-        raise ValueError("must have sides that are multiples of 8 and at least 32 px")
-    return value
-
-
-Side = Annotated[int, AfterValidator(_picture_side)]
+Side = Annotated[int, AfterValidator(picture_side)]
 Size = Annotated[tuple[Side, Side], Field(strict=False)]  # a list or a tuple; its numbers stay strict
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
-
-
-class TransformerConfig(_Section):
-    type: str = key(..., "Model", "Class of the transformer; must be the one of model_type.")
-
-
-class DatasetConfig(_Section):
-    type: str = key(
-        "ArXiVParquetDatasetV2", "Data", "Registered dataset; FigureDataset encodes figures while training."
-    )
-    base_dir: str = key(".", "Data", "Folder of the encoded data; required except for FigureDataset.")
-    parquet_base_path: str = key("", "Data", "Folder of the store inside base_dir.")
-    num_workers: int | None = key(None, "Data", "Second place of dataloader_num_workers.", "processes", ge=0)
-    num_train_examples: int | None = key(None, "Data", "Use only the first rows; None = all.", "rows", ge=1)
-    cache_dir: str | None = key(None, "Data", "base_dir in cloud storage: folder of the local copies; None = the user's cache.")
-    cache_gb: float = key(50.0, "Data", "base_dir in cloud storage: largest size of the copied rows here.", "GB", gt=0)
-    read_ahead_batches: int = key(
-        2, "Data", "base_dir in cloud storage: batches whose rows each worker fetches ahead.", "batches", ge=0
-    )
-    stat_data: bool = key(False, "Data", "Print the table of rows per bucket.")
-    figures: str | None = key(None, "Data", "FigureDataset: where the figures are, as encode.figures.")
-    resolution: Literal[128, 256, 512, 768, 1024] | None = key(
-        None, "Data", "FigureDataset: bucket grid; None = encode.resolution.", "px"
-    )
-    contract: dict[str, Any] | None = key(
-        None,
-        "Data",
-        "How data without a contract were encoded, as you declare it; compared with the model's.",
-    )
-
-    @property
-    def is_remote(self) -> bool:
-        return is_remote(self.base_dir)
-
-    @property
-    def location(self) -> str:
-        """Folder or address of the encoded data."""
-        return f"{self.base_dir.rstrip('/')}/{self.parquet_base_path}"
-
-
-class SamplerConfig(_Section):
-    type: str = key("ArXiVMixScaleBatchSampler", "Data", "Registered sampler.")
-    batch_size: int | None = key(None, "Data", "Second place of train_batch_size.", "samples per device", ge=1)
-    drop_last: bool = key(False, "Data", "Drop a bucket's last, smaller batch.")
-    shuffle: bool = key(True, "Data", "Shuffle rows and batches each epoch.")
-    seed: int | None = key(None, "Data", "Seed of the data order; None = seed.", ge=0)
-
-
-class EncodeConfig(_Section):
-    figures: str | None = key(
-        None, "Encode",
-        "Figures to encode: a folder (with x.txt/x.json captions, or of parquet files), a .jsonl, .csv or .parquet "
-        "file, or 'drawn:2000' / 'drawn:2000:seed=1' for figures drawn by the program.",
-    )  # fmt: skip
-    resolution: Literal[128, 256, 512, 768, 1024] = key(768, "Encode", "Bucket grid: a unit is resolution / 16.", "px")
-    image_column: str | None = key(None, "Encode", "Column of the image or its path; None = found by name.")
-    caption_column: str | None = key(None, "Encode", "Column of the caption; None = found by name.")
-    text_storage: Literal["bf16", "int8", "fp8"] = key(
-        "bf16", "Encode", "Prompt embeddings on disk: 'bf16' is exact, 'int8' and 'fp8' take half (docs/encode.md has the errors)."
-    )
-    vae_precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
-        "auto", "Encode", "What the VAE encodes in: 'fp32' is exact; 'auto' = the fastest whose error in the latents is no larger "
-        "than rounding to bf16 (fp32 on a CPU), kept in a store that is there.",
-    )  # fmt: skip
-    samples_per_shard: int = key(256, "Encode", "Rows of one shard, the unit of resuming.", "rows", ge=1)
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = key(
-        "auto", "Encode", "Figures or captions encoded at once; 'auto' = by the GPU's memory, 4 on a CPU.", "samples"
-    )
-    num_workers: int = key(2, "Encode", "Processes that read and decode figures.", "processes", ge=0)
-    min_quality: Literal["low", "medium", "high"] | None = key(
-        None, "Encode", "Rows of a lower tier (column quality or quality_tier) are left out; None = all."
-    )
-    where: dict[str, Any] = key(
-        {}, "Encode", "Only rows of lists and tables with these values: dict(split='gen_768', is_tikz=False); a list: any of it."
-    )
-    max_figures: int | None = key(None, "Encode", "Encode only the first ones; None = all.", "figures", ge=1)
-    max_image_pixels: int = key(100_000_000, "Encode", "Larger figures are rejected before decoding.", "px", ge=1)
-    max_aspect_ratio: float = key(16.0, "Encode", "Longer figures (long side / short side) are rejected.", "ratio", ge=1)
-    min_side: int = key(32, "Encode", "Figures with a shorter side are rejected.", "px", ge=1)
-    max_upscale: float = key(4.0, "Encode", "Figures that their bucket would enlarge more are rejected.", "factor", ge=1)
-
-
-class EvaluateConfig(_Section):
-    """What `scienceflow evaluate` does where its own options do not say otherwise, and validation functions always."""
-
-    figures: str | None = key(
-        None, "Evaluate",
-        "Prompts to draw, with what the pictures are compared with: as encode.figures, or a .jsonl of prompts with sizes.",
-    )  # fmt: skip
-    metrics: Annotated[list[str], BeforeValidator(_tuple_as_list)] = key(
-        ["structure"], "Evaluate", "Registered metrics: structure, text, distribution, held_out, judge."
-    )
-    limit: int | None = key(None, "Evaluate", "Only the first ones; None = all.", "figures", ge=1)
-    steps: int | None = key(None, "Evaluate", "Steps of a picture; None = num_inference_steps.", "sampling steps", ge=1)
-    guidance: float | None = key(None, "Evaluate", "Guidance; None = as in validation.", "factor", ge=0)
-    seed: int = key(0, "Evaluate", "Seed of the pictures' noise (with each one's id) and of what metrics draw by chance.", ge=0)
-    batch_size: int = key(8, "Evaluate", "Pictures of one size drawn at once.", "pictures", ge=1)
-    reader: Literal["rapidocr", "tesseract"] = key("rapidocr", "Evaluate", "Program that reads text in pictures.")
-    features: str | None = key(
-        None, "Evaluate",
-        "distribution: 'efficientnet-lite0', 'figure-measures', or the folder of a CLIP or DINO model; None = a packaged one.",
-    )  # fmt: skip
-    judge_url: str | None = key(None, "Evaluate", "judge: address of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")
-    judge_model: str | None = key(None, "Evaluate", "judge: name of the model at that address.")
-    judge_arrow_direction: bool = key(True, "Evaluate", "judge: an arrow's direction counts.")
-    judge_requests: int = key(4, "Evaluate", "judge: requests at the same time.", "requests", ge=1)
-    judge_timeout: float = key(120.0, "Evaluate", "judge: longest time of one request.", "s", gt=0)
-    judge_retries: int = key(3, "Evaluate", "judge: further tries of a failed request.", "tries", ge=0)
-    judge_key_variable: str = key("OPENAI_API_KEY", "Evaluate", "judge: environment variable that holds the access key.")
-
-
-class Config(_Section):
+class Config(Section):
     """A whole config. Every key is an attribute; nothing is changed after loading.
 
     Raises:
@@ -221,7 +89,7 @@ class Config(_Section):
     max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=32768)
 
     use_lora: bool = key(True, "LoRA", "Train LoRA adapters; False = all weights of the transformer.")
-    lora_layers: str | Annotated[list[str], BeforeValidator(_tuple_as_list)] = key(
+    lora_layers: str | Annotated[list[str], BeforeValidator(tuple_as_list)] = key(
         "to_k,to_q,to_v",
         "LoRA",
         "Linear layers to adapt: name endings, comma-separated or a list.",
@@ -260,7 +128,7 @@ class Config(_Section):
         2, "Size", "Processes that read batches; 0 = the training process.", "processes", ge=0
     )
 
-    optimizer: Annotated[Literal["AdamW", "prodigy"], BeforeValidator(_canonical_optimizer)] = key(
+    optimizer: Annotated[Literal["AdamW", "prodigy"], BeforeValidator(canonical_optimizer)] = key(
         "AdamW", "Optimizer", "Optimizer, in any case."
     )
     use_8bit_adam: bool = key(False, "Optimizer", "AdamW with 8-bit state.")
@@ -291,7 +159,7 @@ class Config(_Section):
     prodigy_safeguard_warmup: bool = key(True, "Optimizer", "Prodigy: keep its estimate small during warm-up.")
 
     checkpointing_steps: int = key(500, "Checkpoints", "A checkpoint every so many steps.", "optimizer steps", ge=1)
-    resume_from_checkpoint: Annotated[str, AfterValidator(_checkpoint_name)] | None = key(
+    resume_from_checkpoint: Annotated[str, AfterValidator(checkpoint_name)] | None = key(
         None, "Checkpoints", "'latest', 'checkpoint-5000', or None to start anew."
     )
     checkpoints_total_limit: int | None = key(
@@ -356,10 +224,10 @@ class Config(_Section):
     train_iteration_func_name: str = key(None, "Functions", "Registered objective; unset = that of model_type.")
     validation_func_name: str = key("generic_validation_func", "Functions", "Registered validation function.")
 
-    validation_prompts: Annotated[list[str], BeforeValidator(_tuple_as_list)] = key(
+    validation_prompts: Annotated[list[str], BeforeValidator(tuple_as_list)] = key(
         [], "Validation", "Prompts drawn at each validation."
     )
-    resolution_list: Annotated[list[Size], BeforeValidator(_tuple_as_list)] = key(
+    resolution_list: Annotated[list[Size], BeforeValidator(tuple_as_list)] = key(
         [],
         "Validation",
         "[width, height] of each prompt's picture, or one for all; [] = encode.resolution squared.",
@@ -386,7 +254,7 @@ class Config(_Section):
     image_output_dir: str | None = key(None, "Paths", "Validation pictures; None = model_output_dir/validation_images.")
     logging_dir: str = key("logs", "Paths", "Tracker files, inside model_output_dir.")
 
-    report_to: Tracker | Annotated[list[Tracker], BeforeValidator(_tuple_as_list)] | None = key(
+    report_to: Tracker | Annotated[list[Tracker], BeforeValidator(tuple_as_list)] | None = key(
         "wandb", "Logging", "Tracker or list of them beside metrics.jsonl; 'none' or None = no other."
     )
     tracker_name: str = key("ScienceFlow", "Logging", "Project name at the tracker.", min_length=1)
@@ -427,7 +295,7 @@ class Config(_Section):
         if not isinstance(given, dict):
             return given
         values = _with_base_path(
-            {k: v.model_dump(exclude_unset=True) if isinstance(v, _Section) else v for k, v in given.items()}
+            {k: v.model_dump(exclude_unset=True) if isinstance(v, Section) else v for k, v in given.items()}
         )
         data, sampler = values.get("dataset"), values.get("data_sampler")
         online = isinstance(data, dict) and data.get("type") == FIGURE_DATASET
@@ -462,7 +330,7 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
     def moved(section: Any, names: tuple[str, ...]) -> Any:
         if not isinstance(section, dict):
             return section
-        return {k: str(root / v) if root and k in names and _is_path(v) else v for k, v in section.items()}
+        return {k: str(root / v) if root and k in names and is_path(v) else v for k, v in section.items()}
 
     if root:
         given = {"model_output_dir": Config.model_fields["model_output_dir"].default, **given}
@@ -471,11 +339,6 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
         if name in values:
             values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
     return values
-
-
-def _is_path(value: object) -> bool:
-    named = value in PACKAGED_FEATURES or (isinstance(value, str) and value.startswith(("drawn:", "~")))
-    return isinstance(value, str) and not named and not is_remote(value)
 
 
 def _objective_of(family: str, parquet: bool) -> str:

@@ -20,7 +20,7 @@ from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
 from OpenSciDraw.store.files import Folder, LocalFolder
-from OpenSciDraw.store.remote import RemoteFolder
+from OpenSciDraw.store.remote_files import RemoteFolder
 from OpenSciDraw.store.table import Contract, EncodedStore
 from OpenSciDraw.utils.files import is_remote
 

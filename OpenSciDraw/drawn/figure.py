@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from OpenSciDraw.drawn import house, kinds, plots, small
 from OpenSciDraw.drawn.canvas import Canvas
-from OpenSciDraw.drawn.kinds import Area
+from OpenSciDraw.drawn.pieces import Area
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import make_folder
 

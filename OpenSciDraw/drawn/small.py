@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from OpenSciDraw.drawn.canvas import INK, LABEL_ROOM, PALETTE, Canvas, Node, wrap
-from OpenSciDraw.drawn.kinds import a, describe_arrows, listing, named, number
+from OpenSciDraw.drawn.pieces import a, describe_arrows, listing, named, number
 
 SIDE = 128
 COLORS = ("blue", "gray", "green", "orange", "purple", "red")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from OpenSciDraw.figures.fitting import Prepared
     from OpenSciDraw.figures.listing import FigureRef, Rejection
     from OpenSciDraw.models.base import FigureModel
-    from OpenSciDraw.store.shard import Contract
+    from OpenSciDraw.store.contract import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
 _CHUNK, _AHEAD = 8, 4  # figures that one task decodes; such tasks in flight for an encoder: 0.1 GB at 1024 px
@@ -112,7 +112,7 @@ class _Encoder:
         """Raises UserError when this machine's files are not those of the machine that wrote the contract."""
         from OpenSciDraw.encode.work import Place
         from OpenSciDraw.models.base import build_model
-        from OpenSciDraw.store.shard import recorded_precision
+        from OpenSciDraw.store.contract import recorded_precision
 
         model = build_model(self.config, Place(0, 1, 0).device())
         model.download(self.components)

@@ -35,15 +35,13 @@ from OpenSciDraw.encode.work import Place
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import Rejection, write_rejected
 from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.store.contract import SCHEMA_VERSION, Contract, bytes_of_shape
 from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
-    SCHEMA_VERSION,
     TEXT_PARTS,
     TEXT_SCHEMA,
-    Contract,
     Row,
-    bytes_of_shape,
     index_path,
     mended_shard_info,
     not_finite,
@@ -51,7 +49,7 @@ from OpenSciDraw.store.shard import (
     require_space,
     text_key,
     write_shard,
-)  # fmt: skip
+)
 from OpenSciDraw.store.table import EMPTY_PROMPT, EncodedStore
 from OpenSciDraw.utils.files import parse_json, real
 from OpenSciDraw.utils.sole_user import sole_user

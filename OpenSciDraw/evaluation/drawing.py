@@ -19,7 +19,8 @@ from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
 from OpenSciDraw.inference.pictures import guidance_of
-from OpenSciDraw.models.base import FigureModel, build_model, fingerprint
+from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.models.fingerprints import fingerprint
 from OpenSciDraw.utils.files import unfinished, unfinished_mark
 from OpenSciDraw.weights.trainable import attach_lora, load_pretrained, lora_file
 

@@ -28,7 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from OpenSciDraw.config.schema import PACKAGED_FEATURES
+from OpenSciDraw.config.sections import PACKAGED_FEATURES
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import parse_json, unfinished
 

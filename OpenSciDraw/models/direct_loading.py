@@ -21,7 +21,7 @@ from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.tensor_files import FULL_STEM, TensorReader, weight_file_names
 
 if TYPE_CHECKING:
-    from OpenSciDraw.models.base import ModelSource
+    from OpenSciDraw.models.source import ModelSource
 
 _LOG = logging.getLogger("OpenSciDraw")
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from OpenSciDraw import __version__
-from OpenSciDraw.prepare.archives import Dropped
 from OpenSciDraw.prepare.contact_sheet import Tile, contact_sheet
 from OpenSciDraw.prepare.extract import Extracted, ShardFacts
+from OpenSciDraw.prepare.papers import Dropped
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection
 from OpenSciDraw.prepare.settings import PrepareSettings
 

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from OpenSciDraw.prepare.archives import Dropped, PaperSource, RejectedPaper, unpack
+from OpenSciDraw.prepare.archives import unpack
 from OpenSciDraw.prepare.filters.measure import MEASUREMENT_FIELDS, measure
 from OpenSciDraw.prepare.isolation import IsolationError, run_isolated
 from OpenSciDraw.prepare.latex.figures import LatexFigure, read_figures
+from OpenSciDraw.prepare.papers import Dropped, PaperSource, RejectedPaper
 from OpenSciDraw.prepare.pictures.picture import Picture, RejectedPicture
 from OpenSciDraw.prepare.pictures.render import render
 from OpenSciDraw.prepare.pictures.tikz import compile_tikz

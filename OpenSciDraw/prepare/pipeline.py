@@ -34,7 +34,6 @@ from tqdm import tqdm
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.sources import ID_COLUMN
-from OpenSciDraw.prepare.archives import PaperSource, find_papers
 from OpenSciDraw.prepare.data_card import Results, write_results
 from OpenSciDraw.prepare.extract import (
     SMALL,
@@ -47,6 +46,7 @@ from OpenSciDraw.prepare.extract import (
     write_extracted,
 )  # fmt: skip
 from OpenSciDraw.prepare.isolation import end_all
+from OpenSciDraw.prepare.papers import PaperSource, find_papers
 from OpenSciDraw.prepare.pictures.tikz import find_tex_engine
 from OpenSciDraw.prepare.select import QUALITIES, SPLITS, Selection, select
 from OpenSciDraw.prepare.settings import Limits, PrepareSettings

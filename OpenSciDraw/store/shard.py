@@ -17,7 +17,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,11 @@ import xxhash
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.store import codec as text_codec
+from OpenSciDraw.store.contract import Contract, bytes_of_shape, to_bytes
 from OpenSciDraw.utils.arrow import validated
 from OpenSciDraw.utils.files import parse_json, sha256_of, sync_to_disk
 
 _LOG = logging.getLogger("OpenSciDraw")
-SCHEMA_VERSION = 2
-_READABLE_SCHEMAS = (1, 2)  # 1 has crc32 checksums; they took four times as long as reading the row
 KEY_BYTES = 16
 _SEAL = b"SFindex1"  # ends an index, behind the xxh3 of all before it; those before 0.5.0 have none
 FIGURE_PARTS, TEXT_PARTS = ("latents", "picture"), ("text",)  # what a shard's contract says
@@ -43,7 +41,6 @@ FIGURE_PARTS, TEXT_PARTS = ("latents", "picture"), ("text",)  # what a shard's c
 # A column that is named as a checksum holds that of the tensor's bytes.
 CHECKSUMS: dict[str, Callable[[memoryview | bytes], int]] = {"xxh3": xxhash.xxh3_64_intdigest, "crc32": zlib.crc32}
 _CHECKSUM = "xxh3"
-_IF_ABSENT = {"vae_precision": "fp32"}  # a contract's fields that older shards lack
 
 _TENSOR_FIELDS = [
     pa.field("tensor", pa.large_binary(), nullable=False),  # `to_bytes`
@@ -68,81 +65,7 @@ TEXT_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Contract:
-    """How encoded rows were made. `origin` informs; every other field must agree before rows are used."""
-
-    family: str
-    origin: dict[str, Any]
-    latents: dict[str, Any] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
-    picture: dict[str, Any] = field(default_factory=dict)  # resolution and fit: of a store, not of a model
-    schema: int = SCHEMA_VERSION
-
-    def differences(self, other: Contract, parts: Iterable[str]) -> list[str]:
-        """Fields that differ, as text; fingerprints and precision count only where both sides know them."""
-        found = [] if self.family == other.family else [f"family: {self.family!r} here, {other.family!r} there"]
-        if not {self.schema, other.schema} <= set(_READABLE_SCHEMAS):
-            found.append(f"schema: {self.schema} here, {other.schema} there (this program reads {_READABLE_SCHEMAS})")
-        for part in parts:
-            mine, theirs = getattr(self, part), getattr(other, part)
-            for key in sorted(mine.keys() | theirs.keys()):
-                a, b = (side.get(key, _IF_ABSENT.get(key)) for side in (mine, theirs))
-                is_open = (key in ("fingerprint", "tokenizer") and None in (a, b)) or (key == "vae_precision" and "auto" in (a, b))
-                if a != b and not is_open:
-                    found.append(f"{part}.{key}: {a!r} here, {b!r} there")
-        return found
-
-    def require(self, other: Contract, parts: Iterable[str], where: Path | str) -> None:
-        """Raises UserError, naming each field, when `other` (of `where`) was made in another way."""
-        found = self.differences(other, parts)
-        if found:
-            raise UserError(
-                f"{where} was encoded in another way than this config asks for ('here' is the config):\n  "
-                + "\n  ".join(found)
-                + "\nUse the model and settings it was encoded with, or encode into another folder."
-            )
-
-    def require_declared(self, declared: dict[str, Any]) -> None:
-        """Raises UserError when a field of `dataset.contract` is none of this contract's, or has another value."""
-        known = {**self.latents, **self.text, "family": self.family}
-        for key, value in declared.items():
-            if key not in known or known[key] not in (value, "auto"):  # "auto": a precision that the config leaves open
-                has = known.get(key, "no such field")
-                raise UserError(f"dataset.contract: {key} = {value!r}, but this config's model has {has!r}.")
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Contract:
-        return cls(**parse_json(text))
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-def recorded_precision(contract: Contract) -> str:
-    """In which the VAE computed a shard's latents."""
-    return str(contract.latents.get("vae_precision", _IF_ABSENT["vae_precision"]))
-
-
 # -- tensors and their bytes: the only place that knows how the ones become the others --------------
-def to_bytes(tensor: Tensor, contract: Contract) -> bytes:
-    """A row's bytes, in C order: latents are bf16, text is what the contract says (store/codec.py)."""
-    return text_codec.encode(tensor, _codec(contract))
-
-
-def from_bytes(buffer: Tensor, shape: Sequence[int], contract: Contract) -> Tensor:
-    """The tensor, bf16, of `buffer` (bytes,) uint8; where that is bf16 too, it shares the memory."""
-    return text_codec.decode(buffer, shape, _codec(contract))
-
-
-def bytes_of_shape(shape: Sequence[int], contract: Contract) -> int:
-    return text_codec.encoded_bytes(shape, _codec(contract))
-
-
-def _codec(contract: Contract) -> str:
-    """A shard of figures has nothing about text in its contract."""
-    codec: str = contract.text.get("stored_dtype", "bfloat16")
-    return codec
 
 
 def text_key(caption: str) -> bytes:

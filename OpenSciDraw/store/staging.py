@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.store.remote import PATIENT, THREADS, Patience, Remote, default_cache, modified, version_of
+from OpenSciDraw.store.remote import PATIENT, THREADS, Patience, Remote, modified, version_of
+from OpenSciDraw.store.remote_files import default_cache
 from OpenSciDraw.store.shard import index_path, what_is_damaged
 from OpenSciDraw.utils.files import locked, parse_json
 

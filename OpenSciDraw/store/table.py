@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.store.contract import Contract, from_bytes, recorded_precision
 from OpenSciDraw.store.files import Files, Folder, IsWhole, LocalFiles, LocalFolder, OpenFiles, Span
 from OpenSciDraw.store.shard import (
     CHECKSUMS,
@@ -32,23 +33,20 @@ from OpenSciDraw.store.shard import (
     KEY_BYTES,
     TEXT_PARTS,
     TEXT_SCHEMA,
-    Contract,
     Row,
     ShardInfo,
     content_of_rows,
-    from_bytes,
     index_path,
     mended_shard_info,
     name_row,
     not_finite,
     open_index,
     read_shard_info,
-    recorded_precision,
     require_space,
     tensor_places,
     text_key,
     write_shard,
-)  # fmt: skip
+)
 from OpenSciDraw.utils.files import parse_json, sha256_of
 
 __all__ = [

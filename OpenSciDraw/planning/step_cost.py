@@ -1,0 +1,232 @@
+"""What one training step costs, operation by operation, from the model's config alone: FLOPs, and bytes kept for backward."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+from OpenSciDraw.config import Config
+from OpenSciDraw.encode.work import store_folder
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
+from OpenSciDraw.parallel.sharding import block_lists
+from OpenSciDraw.store.table import EncodedStore
+from OpenSciDraw.training.memory.activations import ActivationBudget, keeps, measure_saved_bytes
+from OpenSciDraw.utils.files import parse_json
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.precision import autocast_type, compute_throughout
+from OpenSciDraw.weights.trainable import resolve_lora_layers
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One size of picture in training: pixels, image tokens, text tokens, and how much of the data has it."""
+
+    height: int
+    width: int
+    tokens: int
+    text: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-step of one device at one Shape: `kept` bytes for backward, `block` of them at most by one block."""
+
+    shape: Shape
+    flops: int
+    kept: int
+    block: int
+    blocks_kept: int
+    blocks: int
+
+
+@contextmanager
+def planned_model(config: Config) -> Iterator[tuple[FigureModel, str]]:
+    """The model with its VAE on meta, and where its shapes came from: its files, or what we know of some hub models.
+
+    Raises:
+        UserError: the model's config files are neither here nor on the hub.
+    """
+    known = parse_json((Path(__file__).parents[1] / "models" / "known_configs.json").read_text())
+    name = config.pretrained_model_name_or_path
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_model(config)
+        source = "its config files"
+        if name in known and not model.is_on_this_machine("transformer"):
+            source = "this program (its files are not on this machine)"
+            for file, values in known[name].items():
+                path = Path(folder) / file
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps(values))
+            model = build_model(config.model_copy(update={"pretrained_model_name_or_path": folder}))
+        model.load_empty_vae()
+        yield model, source
+
+
+def _as_fake(transformer: nn.Module) -> nn.Module:
+    """Its parameters as tensors of the active FakeTensorMode, which knows CPU tensors (and autocast) without memory."""
+    for module in transformer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    return transformer.train()
+
+
+def count_flops() -> FlopCounterMode:
+    """torch's counter, with the CPU's attention, which it does not know."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def forward_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop(query, key, value)
+
+    def backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_backward_flop(grad, query, key, value)
+
+    return FlopCounterMode(display=False, custom_mapping={attention: forward_flops, backward: backward_flops})
+
+
+def shapes(model: FigureModel, config: Config) -> list[Shape]:
+    """Sizes of the store that the config names, with their shares; without one, all buckets of its resolution alike."""
+    text, multiple = model.text_shape()[0], model.pixel_multiple
+    if any(side % multiple for bucket in buckets(config.encode.resolution) for side in (bucket.height, bucket.width)):
+        raise UserError(f"encode.resolution = {config.encode.resolution}: this model's sides are multiples of {multiple} px.")
+    counts: dict[tuple[int, int, int], float] = {}
+    if not config.dataset.is_remote and EncodedStore.is_store(folder := store_folder(config)):
+        store = EncodedStore(folder, with_text=config.text == "stored")
+        lengths = store.text.lengths()[store.text_row].tolist() if store.text is not None else [text] * len(store.figures)
+        typical = -(-sum(lengths) // len(lengths)) if len(set(lengths)) > 1 else lengths[0]
+        sizes = zip(store.figures.numbers("bucket_h").tolist(), store.figures.numbers("bucket_w").tolist(), strict=True)
+        for height, width in sizes:
+            counts[(height, width, typical)] = counts.get((height, width, typical), 0) + 1
+    else:
+        for bucket in buckets(config.encode.resolution):
+            counts[(bucket.height, bucket.width, text)] = 1
+    total = sum(counts.values())
+    by_tokens: dict[int, list[tuple[tuple[int, int, int], float]]] = {}
+    for size, count in counts.items():  # sizes with equally many tokens cost the same
+        by_tokens.setdefault(size[0] // multiple * (size[1] // multiple), []).append((size, count))
+    out = []
+    for tokens, sizes_of in sorted(by_tokens.items()):
+        (height, width, length), _ = max(sizes_of, key=lambda item: item[1])
+        out.append(Shape(height, width, tokens, length, sum(count for _, count in sizes_of) / total))
+    return out
+
+
+@dataclass(frozen=True)
+class _Run:
+    """FLOPs and kept bytes of one micro-step, with all activations kept and with every block recomputed."""
+
+    flops: int
+    kept: int
+    recomputed_flops: int
+    recomputed_kept: int
+
+    def minus(self, other: _Run) -> _Run:
+        return _Run(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def plus(self, other: _Run, times: int) -> _Run:
+        return _Run(*(mine + times * theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """What CUDA's kernel keeps: its input and one number a row. Elsewhere torch splits the norm up, and keeps an fp32 copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.empty_like(grads[0])
+
+
+@contextmanager
+def norms_as_on_a_gpu() -> Iterator[None]:
+    """torch.nn.RMSNorm in one dtype as the kernel that torch has for it on CUDA (since 2.9)."""
+    norm = torch.nn.functional.rms_norm
+
+    def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        fused = hasattr(torch.ops.aten, "_fused_rms_norm") and (weight is None or weight.dtype == x.dtype)
+        return _FusedRMSNorm.apply(x) if fused else norm(x, shape, weight, eps)
+
+    torch.nn.functional.rms_norm = rms_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.functional.rms_norm = norm  # type: ignore[assignment]
+
+
+def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
+    """A micro-step of the transformer with only the first `blocks` of each of its lists."""
+    transformer = model.empty_transformer(trainable.loading_dtype(config))
+    layers = resolve_lora_layers(transformer, config.lora_layers) if config.use_lora else []
+    for name, count in blocks.items():
+        setattr(transformer, name, getattr(transformer, name)[:count])
+    there = dict(transformer.named_modules())
+    present = [name for name in layers if name in there]
+    trainable.make_trainable(transformer, config.model_copy(update={"lora_layers": present}) if layers else config)
+    with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
+        model.transformer = _as_fake(transformer)
+        compute_throughout(model, transformer, config)
+        noisy, text = _inputs(model, shape, config.train_batch_size)
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
+                return model.velocity(noisy, torch.full((len(noisy),), 0.5), text)
+
+        numbers = []
+        for recompute in (False, True):
+            if recompute:
+                ActivationBudget(transformer, None)
+            with count_flops() as counter:
+                forward().float().pow(2).mean().backward()
+            numbers += [counter.get_total_flops(), measure_saved_bytes(forward, transformer)]
+    return _Run(*numbers)
+
+
+def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
+    """One training micro-step at `shape`, with activations kept within `budget` bytes where blocks are recomputed.
+
+    Blocks of one list cost the same, so two and three of each are run and the rest is a straight line.
+    """
+    with planned_model(config) as (model, _):
+        lists = {name: len(blocks) for name, blocks in block_lists(model.empty_transformer()).items()}
+        few = {name: min(2, count) for name, count in lists.items()}
+        start = whole = _run(model, config, shape, few)
+        each: list[_Run] = []  # of every block, in order
+        for name, count in lists.items():
+            one = _run(model, config, shape, {**few, name: 3}).minus(start) if count > 2 else _Run(0, 0, 0, 0)
+            whole = whole.plus(one, count - few[name])
+            each += [one] * count
+    largest = max((one.kept for one in each), default=0)
+    if not config.gradient_checkpointing:
+        return Step(shape, whole.flops, whole.kept, largest, len(each), len(each))
+    flops, kept, used, stay = whole.recomputed_flops, whole.recomputed_kept, 0, 0
+    for at, one in enumerate(each, 1):
+        inputs, cost = one.recomputed_kept, one.kept - one.recomputed_kept
+        used += inputs
+        if budget and keeps(budget, used, cost, inputs, len(each) - at):
+            used, kept, stay = used + cost, kept + cost, stay + 1
+            flops -= one.recomputed_flops - one.flops
+    return Step(shape, flops, kept, largest, stay, len(each))
+
+
+def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextBatch]:
+    latents = model.latent_shape(shape.height, shape.width)
+    noisy = model.normalize(torch.zeros(1, *latents))
+    length, width = shape.text, model.text_shape()[1]
+    return torch.zeros(batch, *noisy.shape[1:]), TextBatch(torch.zeros(batch, length, width, dtype=model.weight_dtype))
