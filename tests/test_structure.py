@@ -18,7 +18,7 @@ from OpenSciDraw.drawn.canvas import Canvas
 from OpenSciDraw.drawn.figure import DrawnFigure, draw_figure
 from OpenSciDraw.evaluation.structure import draw_reading, read_structure, score_structure
 from OpenSciDraw.reading.glyphs import read_text, same_text
-from OpenSciDraw.reading.vision import color_of
+from OpenSciDraw.reading.shapes import color_of
 
 
 def example(figure: DrawnFigure, **changes: Any) -> SimpleNamespace:

@@ -1,6 +1,6 @@
 """The config: every key with its type, unit, default and meaning; files, overrides, old keys, and where a value came from.
 
-May use: registry, utils.
+May use: utils.
 """
 
 from OpenSciDraw.config.files import load_config, load_saved_config

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from OpenSciDraw.datasets.batch import Sample
+from OpenSciDraw.datasets.row_groups import RowStream, cost_of_a_row
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.store.table import Contract
 
@@ -39,10 +36,7 @@ _LAYOUTS = {  # the columns that tell a layout
 }
 _LATENT_SHAPES, _TEXT_SHAPES = ("latent_shape", "vae_h_shape"), ("text_embeds_shape", "prompt_embeds_shape")
 _SMALL = ("image_path", "caption", "cache_path", "bucket_w", "bucket_h", "aspect_ratio", *_LATENT_SHAPES, *_TEXT_SHAPES)
-_IN_ROW = ("latents", "latent_shape", "text_embeds", "text_embeds_shape", "text_mask")  # of V1, read with the tensors
 _FAT_ROW_GROUP = 4  # rows
-_TIMED_BYTES = 64_000_000  # how far into a row group its cost is timed
-_BUFFER = 1 << 20  # bytes of a column that are read ahead: without one, Arrow reads a row group's whole column
 _LEAST_SPREAD = 1e-3  # median / root mean square of bf16 numbers: >= 0.01 even in text with outliers, < 1e-4 of fp16's bits
 _ROWS_OF_STRIDE = 1000
 _NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # of damaged files, beside OSError and ValueError
@@ -74,7 +68,7 @@ class LegacyRows:
         self._file_of = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
         self._first = np.cumsum([0, *[t.num_rows for t in tables]])
         self._stride = self._common_stride()
-        self._stream = _RowStream()
+        self._stream = RowStream()
         if self.layout == "V1" and len(self):
             try:
                 self._refuse_other_halves()
@@ -109,7 +103,7 @@ class LegacyRows:
         lists = [name for name in ("latents", "text_embeds") if not _is_bytes(schema.field(name).type)]
         if rows <= _FAT_ROW_GROUP and not lists:
             return
-        cost = _cost_of_a_row(path)
+        cost = cost_of_a_row(path)
         why = [f"{rows:.0f} rows in a row group"] if rows > _FAT_ROW_GROUP else []
         why += [f"{' and '.join(lists)} as lists of numbers"] if lists else []
         _LOG.warning(
@@ -278,77 +272,6 @@ def _text(arrays: dict[str, np.ndarray]) -> Tensor:
 
 
 # -- tensors in the rows of a Parquet file ---------------------------------------------------------
-class _RowStream:
-    """Rows of Parquet files, one at a time, in bounded memory.
-
-    A row is reached by decoding its row group up to it; rows read in their order are decoded once.
-    """
-
-    def __init__(self) -> None:
-        self._place: tuple[Path, int, int] | None = None  # file, row group, row that comes next
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_place": None, "_batches": None}  # an open stream stays in its process
-
-    def read(self, path: Path, row: int) -> pa.RecordBatch:
-        """A batch of this one row. Raises OSError or ValueError when it cannot be read."""
-        file, starts = _row_groups(path)
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        here, self._place = self._place, None  # a stream that fails is not used again
-        if here is None or here[:2] != (path, group) or here[2] > row:
-            columns = [name for name in _IN_ROW if name in file.schema_arrow.names]
-            self._batches = file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
-            here = (path, group, int(starts[group]))
-        for _ in range(row - here[2]):
-            next(self._batches)
-        batch = next(self._batches)
-        self._place = (path, group, row + 1)
-        return batch
-
-
-@lru_cache(maxsize=32)
-def _row_groups(path: Path) -> tuple[pq.ParquetFile, np.ndarray]:
-    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
-    counts = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-    return file, np.cumsum([0, *counts])
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Of reading one row at random: its own bytes, those of the file that are passed over, and the time."""
-
-    row_bytes: int
-    passed_bytes: float
-    seconds: float
-    plain_seconds: float  # to read row_bytes of the same file
-
-
-def _cost_of_a_row(path: Path) -> _Cost:
-    """Of the mean row of the first row group, from the time to its first row and to one some way in; files in memory."""
-    file, starts = _row_groups(path)
-    rows, group = int(starts[1]), file.metadata.row_group(0)
-    chunks = [group.column(c) for c in range(group.num_columns)]
-    stored = sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in _IN_ROW)
-    row_bytes = _RowStream().read(path, 0).nbytes
-    far = min(rows - 1, max(1, _TIMED_BYTES // row_bytes))
-
-    def timed(row: int) -> float:
-        start = time.perf_counter()
-        _RowStream().read(path, row)
-        return time.perf_counter() - start
-
-    near_seconds, far_seconds = (min(timed(row) for _ in range(2)) for row in (0, far))
-    each = max(0.0, far_seconds - near_seconds) / max(1, far)
-    plain = min(_plain_seconds(path, row_bytes) for _ in range(3))
-    return _Cost(row_bytes, stored * (rows + 1) / (2 * rows), near_seconds + each * (rows - 1) / 2, plain)
-
-
-def _plain_seconds(path: Path, size: int) -> float:
-    with path.open("rb", buffering=0) as file:
-        start = time.perf_counter()
-        got = len(file.read(size))
-        return (time.perf_counter() - start) * size / got
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -14,28 +14,24 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from OpenSciDraw.config import Config, load_config
-from OpenSciDraw.datasets.arxiv_parquet import StoreRows
 from OpenSciDraw.datasets.batch import Sample
-from OpenSciDraw.datasets.legacy import LegacyRows
+from OpenSciDraw.encode.repack_source import PROBED_ROWS, Source, empty_prompt, open_legacy, open_store
 from OpenSciDraw.encode.work import Place
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import Rejection, write_rejected
-from OpenSciDraw.models.base import FigureModel, build_model
-from OpenSciDraw.store.contract import SCHEMA_VERSION, Contract, bytes_of_shape
+from OpenSciDraw.store.contract import Contract, bytes_of_shape
 from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
@@ -44,7 +40,6 @@ from OpenSciDraw.store.shard import (
     Row,
     index_path,
     mended_shard_info,
-    not_finite,
     read_shard_info,
     require_space,
     text_key,
@@ -55,9 +50,7 @@ from OpenSciDraw.utils.files import parse_json, real
 from OpenSciDraw.utils.sole_user import sole_user
 
 _LOG = logging.getLogger("OpenSciDraw")
-_PROBED_ROWS = 8  # first rows that are read beforehand: for sizes, and to see whether they are of the declared model
 _ROW_BYTES = 1_000  # beside tensors and captions, as in encode.py
-_SAME_TEXT = 0.1  # relative error: 0.013 between bf16 and fp32 of one encoder (embedded model), near 1 between two captions
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -76,19 +69,19 @@ def repack(folder: Path, out: Path, config: Config | None = None, samples_per_sh
             no embedding of the empty prompt and no text encoder to make it.
     """
     _require_apart(folder, out)
-    source = _open_store(folder, config) if EncodedStore.is_store(folder) else _open_legacy(folder, config)
+    source = open_store(folder, config) if EncodedStore.is_store(folder) else open_legacy(folder, config)
     works, place = _plan(source, samples_per_shard), Place.here()
     with sole_user(out, "repack", place.rank, place.world_size):
         _repack(source, out, works, place)
     return 0
 
 
-def _repack(source: _Source, out: Path, works: list[_Work], place: Place) -> None:
+def _repack(source: Source, out: Path, works: list[_Work], place: Place) -> None:
     _refuse_strangers(out, works)
     missing = [work for work in works if not _is_done(out, work, source)]
     mine = [work for work in missing if work.number % place.world_size == place.rank]
     _probe(source, out, missing)
-    empty = _empty_prompt(source) if source.with_text and any(work.number == 0 for work in mine) else None
+    empty = empty_prompt(source) if source.with_text and any(work.number == 0 for work in mine) else None
     with tqdm(total=sum(work.stop - work.start for work in mine), desc="repack", unit="figure") as bar:
         for work in mine:
             _Shard(source, work, bar).write(out, empty if work.number == 0 else None)
@@ -96,114 +89,6 @@ def _repack(source: _Source, out: Path, works: list[_Work], place: Place) -> Non
 
 
 # -- what is repacked ----------------------------------------------------------------------------
-@dataclass
-class _Source:
-    """Rows to repack, how they were made, and for each the first row with its caption, (rows,) int64."""
-
-    folder: Path
-    rows: LegacyRows | StoreRows
-    contract: Contract
-    with_text: bool
-    model: FigureModel | None  # that the config declares
-    table: pa.Table = field(init=False)  # the small columns
-    first: np.ndarray = field(init=False)
-    is_repeated: np.ndarray = field(init=False)  # whether the row's caption occurs in other rows as well
-    without_caption: np.ndarray = field(init=False)  # rows whose text is that of the empty prompt
-
-    def __post_init__(self) -> None:
-        self.table = self.rows.table if isinstance(self.rows, LegacyRows) else self.rows.store.figures.table
-        keys = np.array([text_key(caption or "") for chunk in self.captions().iterchunks() for caption in chunk.to_pylist()], "S16")
-        _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-        self.first, self.is_repeated = first[inverse], counts[inverse] > 1
-        self.without_caption = np.flatnonzero(keys == text_key(EMPTY_PROMPT))
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        return ("figures", "text") if self.with_text else ("figures",)
-
-    def captions(self) -> pa.ChunkedArray:
-        return self.table.column("caption")
-
-    def columns(self, row: int) -> dict[str, Any]:
-        """The small columns of a row of figures/."""
-        if isinstance(self.rows, LegacyRows):
-            columns = self.rows.figure_columns(row)
-            return {**columns, "text_key": text_key(columns["caption"])}
-        names = [name for name in self.table.column_names if name in FIGURE_SCHEMA.names]
-        return self.table.select(names).slice(row, 1).to_pylist()[0]
-
-    def stamp(self, start: int, stop: int) -> Any:
-        """Changes when the tensors of these rows do: their checksums, or the sizes of the files that they lie in."""
-        if isinstance(self.rows, LegacyRows):
-            return self.rows.files_of(start, stop)
-        store = self.rows.store
-        stamp = store.figures.numbers("checksum")[start:stop].tolist()
-        return stamp if store.text is None else [stamp, store.text.numbers("checksum")[store.text_row[start:stop]].tolist()]
-
-    def sample(self, row: int) -> Sample | str:
-        """A row with its tensors in bf16, or why it is rejected."""
-        try:
-            sample = self.rows.sample(row)
-        except (OSError, ValueError, KeyError) as error:
-            return f"{type(error).__name__}: {error}"
-        parts = {"latents": sample.latents, "text": sample.text if self.with_text else None}
-        halves = {name: part.bfloat16() for name, part in parts.items() if part is not None}
-        for name, half in halves.items():
-            if wrong := not_finite(half):  # finite in fp32, and too large for bf16
-                return f"{name} with numbers that are not finite: {wrong}"
-        halved = replace(sample, latents=halves["latents"], text=halves.get("text"))
-        return self._misfit(halved) or halved
-
-    def _misfit(self, sample: Sample) -> str | None:
-        """What tells that a row is not of the declared model."""
-        if self.model is None:
-            return None
-        assert sample.latents is not None
-        channels = self.contract.latents["channels"]
-        if len(sample.latents) != channels:
-            return f"not of the declared model: {len(sample.latents)} channels of latents, {channels} declared"
-        if sample.text is None:
-            return None
-        width, longest = self.contract.text["width"], self.contract.text["max_sequence_length"]
-        if sample.text.shape[1] != width or len(sample.text) > longest:
-            return f"not of the declared model: text {tuple(sample.text.shape)}, at most {(longest, width)} declared"
-        try:
-            self.model.collate_text([sample.text])
-        except UserError as error:
-            return f"not of the declared model: {error}"
-        return None
-
-
-def _open_store(folder: Path, config: Config | None) -> _Source:
-    if config is not None:
-        raise UserError(f"{folder} is a store and carries its own contract. Leave --config out.")
-    rows = StoreRows(folder, with_text=(folder / "text").is_dir())
-    assert rows.contract is not None
-    if (dtype := rows.contract.text.get("stored_dtype", "bfloat16")) != "bfloat16":
-        raise UserError(f"{folder}: text stored as {dtype} would be rounded a second time. Encode it again instead.")
-    origin = {**rows.contract.origin, "repacked": f"from {folder}"}
-    contract = replace(rows.contract, origin=origin, schema=SCHEMA_VERSION)
-    return _Source(folder, rows, contract, rows.store.text is not None, None)
-
-
-def _open_legacy(folder: Path, config: Config | None) -> _Source:
-    """Rows that carry no contract, with the declared one: made from configs alone, no weights are read."""
-    if config is None:
-        raise UserError(
-            f"{folder} carries no contract: nothing there says which model its rows were encoded with. Declare it by a config "
-            "of that model: --config CONFIG.py (model_type, pretrained_model_name_or_path, max_sequence_length)."
-        )
-    rows, model = LegacyRows(folder), build_model(config, Place.here().device())
-    model.load_empty_vae()
-    given = config.dataset.contract or {}
-    model.contract().require_declared(given)
-    if model.vae_precision == "auto":  # these latents are there already
-        model.vae_precision = given.get("vae_precision", "fp32")
-    contract = model.contract()
-    origin = {**contract.origin, "repacked": f"declared, repacked from {folder} (layout {rows.layout})"}
-    origin["text_computed_in"] = "not recorded"
-    declared = replace(contract, origin=origin, picture={"fit": "not recorded"})
-    return _Source(folder, rows, declared, config.text == "stored", model)
 
 
 # -- what is to do -------------------------------------------------------------------------------
@@ -226,7 +111,7 @@ def _require_apart(folder: Path, out: Path) -> None:
         raise UserError(f"{out} and {folder} overlap: nothing may be written among what is read. Choose a folder outside.")
 
 
-def _plan(source: _Source, size: int) -> list[_Work]:
+def _plan(source: Source, size: int) -> list[_Work]:
     buckets, captions = source.rows.buckets(), source.captions()
     works = []
     for number, start in enumerate(range(0, len(buckets), size)):
@@ -250,7 +135,7 @@ def _refuse_strangers(out: Path, works: list[_Work]) -> None:
         )
 
 
-def _is_done(out: Path, work: _Work, source: _Source) -> bool:
+def _is_done(out: Path, work: _Work, source: Source) -> bool:
     """Whether a shard's figures and text are there. Raises UserError when they were made in another way."""
     infos = []
     for kind, parts, contract in zip(source.kinds, (FIGURE_PARTS, TEXT_PARTS), _contracts(source), strict=False):
@@ -261,14 +146,14 @@ def _is_done(out: Path, work: _Work, source: _Source) -> bool:
     return all(info is not None and info.facts["work"] == work.digest for info in infos)
 
 
-def _contracts(source: _Source) -> tuple[Contract, Contract]:
+def _contracts(source: Source) -> tuple[Contract, Contract]:
     """Of the shards of figures/ and of text/."""
     return replace(source.contract, text={}), replace(source.contract, latents={}, picture={})
 
 
-def _probe(source: _Source, out: Path, missing: list[_Work]) -> None:
+def _probe(source: Source, out: Path, missing: list[_Work]) -> None:
     """Read the first rows: refuse another model's, and print the expected size; refuse when the disk is too small."""
-    samples = [source.sample(row) for row in range(min(_PROBED_ROWS, len(source.first)))] if missing else []
+    samples = [source.sample(row) for row in range(min(PROBED_ROWS, len(source.first)))] if missing else []
     readable = [sample for sample in samples if isinstance(sample, Sample)]
     misfits = [reason for reason in samples if isinstance(reason, str) and reason.startswith("not of the declared model")]
     if misfits and not readable:
@@ -294,54 +179,13 @@ def _probe(source: _Source, out: Path, missing: list[_Work]) -> None:
 
 
 # -- the empty prompt ----------------------------------------------------------------------------
-def _empty_prompt(source: _Source) -> Tensor | None:
-    """(L, D) embedding of the empty prompt; None where a row of the source has it, as its caption.
-
-    Raises UserError when it is nowhere and the text encoder cannot be loaded.
-    """
-    if any(isinstance(source.sample(row), Sample) for row in source.without_caption):
-        return None
-    if isinstance(source.rows, StoreRows):
-        return source.rows.empty_text()
-    assert source.model is not None
-    try:
-        source.model.load_text_encoder()
-    except UserError as error:
-        raise UserError(
-            f"{source.folder} has no embedding of the empty prompt, which caption dropout and guidance need, and the text "
-            "encoder that makes it cannot be loaded. Run repack where it is, or set text = 'online' in the config to repack the "
-            f"latents alone.\n{error}"
-        ) from error
-    _compare_text(source)
-    empty = source.model.encode_prompts([EMPTY_PROMPT])[0].cpu()
-    source.model.free_text_encoder()
-    return empty
-
-
-def _compare_text(source: _Source) -> None:
-    """Encode the first readable caption anew: says whether the declared text encoder is the one of the source."""
-    samples = (source.sample(row) for row in range(min(_PROBED_ROWS, len(source.first))))
-    sample = next((sample for sample in samples if isinstance(sample, Sample)), None)
-    if sample is None or source.model is None:
-        return
-    assert sample.text is not None
-    ours, theirs = source.model.encode_prompts([sample.caption])[0].float().cpu(), sample.text.float()
-    error = ((ours - theirs).norm() / ours.norm()).item() if ours.shape == theirs.shape else math.inf
-    if error > _SAME_TEXT:
-        _LOG.warning(
-            "%s: the caption of %s encodes to %s here, %s there, relative error %.2f: the declared text encoder, its layers or its "
-            "template are not those of the data, and the empty prompt will not go with them.", source.folder, sample.id,
-            tuple(ours.shape), tuple(theirs.shape), error,
-        )  # fmt: skip
-    else:
-        _LOG.info("the declared text encoder gives the text of %s with relative error %.4f", sample.id, error)
 
 
 # -- one shard -----------------------------------------------------------------------------------
 class _Shard:
     """A shard of figures/ and the one of text/ with the captions that occur first in it."""
 
-    def __init__(self, source: _Source, work: _Work, bar: tqdm):
+    def __init__(self, source: Source, work: _Work, bar: tqdm):
         self.source, self.work, self.bar = source, work, bar
         self.figures: list[Row] = []  # bf16 latents of the whole shard wait here, so that they lie by buckets
         self.rejected: list[dict[str, Any]] = []
@@ -387,7 +231,7 @@ class _Shard:
         return next((other for other in others if isinstance(other, Sample)), None)
 
 
-def _summarise(source: _Source, out: Path, works: list[_Work]) -> None:
+def _summarise(source: Source, out: Path, works: list[_Work]) -> None:
     """The last process to finish writes rejected.jsonl; it needs no word from the others."""
     unfinished = sum(not index_path(work.path(out, kind)).exists() for work in works for kind in source.kinds)
     if unfinished:

@@ -29,8 +29,9 @@ from PIL import Image, ImageDraw, ImageFont
 from OpenSciDraw.drawn.plots import TRENDS
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import PictureMetric, Scores
+from OpenSciDraw.reading.figure import ReadComponent, ReadFigure
 from OpenSciDraw.reading.glyphs import same_text
-from OpenSciDraw.reading.vision import ReadComponent, ReadFigure, read_figure
+from OpenSciDraw.reading.vision import read_figure
 from OpenSciDraw.registry import METRICS
 
 if TYPE_CHECKING:

@@ -1,0 +1,4 @@
+"""A trained run → pictures (sample), → files for other programs (export).
+
+May use: utils, config, models, weights.
+"""

@@ -1,0 +1,4 @@
+"""One device or many: FSDP2, DeepSpeed's ZeRO, what each rank does of a whole.
+
+May use: utils, config.
+"""

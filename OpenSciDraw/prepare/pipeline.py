@@ -83,7 +83,8 @@ def parse_settings(options: Sequence[str]) -> PrepareSettings:
     Raises:
         UserError: an unknown key or a value that is not allowed.
     """
-    from OpenSciDraw.config.files import nearest, parse_value
+    from OpenSciDraw.config.files import parse_value
+    from OpenSciDraw.config.messages import nearest
 
     known = {*PrepareSettings.model_fields, *(f"limits.{name}" for name in Limits.model_fields)} - {"limits"}
     given: dict[str, Any] = {}

@@ -1,1 +1,4 @@
-"""The parts of `scienceflow report`: what a run holds, its charts, and the page."""
+"""A run, or several → one HTML page.
+
+May use: utils, config, figures.
+"""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from OpenSciDraw.config.text import all_fields
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.reporting import page
+from OpenSciDraw.reporting import page, sections
 from OpenSciDraw.reporting.charts import Line, chart, short, smoothed
 from OpenSciDraw.reporting.run_data import RunData, find_runs, finite, is_run, read_run
 from OpenSciDraw.utils.files import write_text
@@ -62,15 +62,15 @@ def run_page(run: RunData) -> str:
     lead = f'<p class="lead">{escape(str(run.folder))}</p>{page.facts(_key_facts(run))}{page.remarks(run.remarks)}'
     bad = [[row.get("id"), row.get("reason")] for row in run.bad_rows[:50]]
     return page.document(f"Run {run.name}", lead, [
-        ("Before and after", page.before_after(run, pictures)),
-        ("Scores", page.scores(run)),
-        ("Loss", page.curves(run)),
-        ("Pictures by step", page.samples(run, pictures)),
-        ("Rate, speed and memory", page.pace(run)),
+        ("Before and after", sections.before_after(run, pictures)),
+        ("Scores", sections.scores(run)),
+        ("Loss", sections.curves(run)),
+        ("Pictures by step", sections.samples(run, pictures)),
+        ("Rate, speed and memory", sections.pace(run)),
         ("Rows that could not be read", page.table(("row", "reason"), bad) if bad else ""),
-        ("Files", page.exports(run)),
-        ("Settings", page.settings(run, defaults()) if run.config else ""),
-        ("Where it ran", page.provenance(run)),
+        ("Files", sections.exports(run)),
+        ("Settings", sections.settings(run, defaults()) if run.config else ""),
+        ("Where it ran", sections.provenance(run)),
     ])  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
         chart("Training loss, smoothed", [Line(n, smoothed(r.series("train_loss"))) for n, r in both], "loss", log=True),
         chart("Throughput", [Line(name, smoothed(run.series("images_per_second"))) for name, run in both], "images / s"),
     ]
-    flat = [page.flatten(run.config) for run in runs]
+    flat = [sections.flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
     config_rows = [[page.code(key), *(page.code(repr(one.get(key))[:200]) for one in flat)] for key in differing]

@@ -1,0 +1,4 @@
+"""Objectives: batch → loss.
+
+May use: config, models, datasets.
+"""

@@ -1,0 +1,1 @@
+"""What is measured on a picture and its caption, and near-duplicates."""

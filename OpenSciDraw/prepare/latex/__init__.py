@@ -1,0 +1,1 @@
+"""LaTeX → pairs of picture and caption: files, macros, conditions, tree, pairing; captions as readable text."""
