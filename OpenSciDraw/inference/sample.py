@@ -31,7 +31,7 @@ def sample_normalized(
     """Euler sampling with true classifier-free guidance by `FigureModel.velocity`, (B, Cn, hn, wn) -> the same.
 
     The proof that `velocity` is what the family's pipeline computes: from the same noise it gives the
-    pipeline's picture (tests/test_flux2_klein.py). Metrics that need latents, not pictures, use it too.
+    pipeline's picture (tests/models/test_flux2_klein.py). Metrics that need latents, not pictures, use it too.
     """
     sigmas = model.inference_sigmas(noise.shape[-2] * noise.shape[-1], steps).to(noise.device)
 

@@ -1,7 +1,8 @@
 """A transformer's weights straight from safetensors files to the device that computes with them.
 
 diffusers' `from_pretrained` builds the model in CPU memory, casts there, and is then moved. Here the model is built without
-memory and each tensor is read onto the device and cast there; the result is the same to the bit (tests/test_direct_loading.py).
+memory and each tensor is read onto the device and cast there; the result is the same to the bit, see
+tests/models/test_direct_loading.py.
 """
 
 from __future__ import annotations

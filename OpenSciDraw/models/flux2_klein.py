@@ -1,6 +1,6 @@
 """FLUX.2-klein (base 9B and 4B): everything that is true of this family alone.
 
-Reference: diffusers `Flux2KleinPipeline`; tests/test_flux2_klein.py holds each function here against it.
+Reference: diffusers `Flux2KleinPipeline`; tests/models/test_flux2_klein.py holds each function here against it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Qwen-Image (2512 and 1.0): everything that is true of this family alone.
 
-Reference: diffusers `QwenImagePipeline`; tests/test_qwen_image.py holds each function here against it.
+Reference: diffusers `QwenImagePipeline`; tests/models/test_qwen_image.py holds each function here against it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of workers, for `Deadly`
+        paths = (Path(__file__).parent, REPO / "tests", REPO / "tests" / "prepare")
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))  # of workers, for `Deadly`
         cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
         cluster.add_node(**NODE)
         patch.setenv("RAY_ADDRESS", cluster.address)

@@ -32,7 +32,7 @@ from OpenSciDraw.figures.listing import (
     write_rejected,
 )
 
-CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpora" / "figures"
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "figures"
 
 
 def picture_bytes(shade: int = 0, kind: str = "PNG") -> bytes:

@@ -17,7 +17,7 @@ from OpenSciDraw.config.names import ALIASES, RETIRED
 from OpenSciDraw.config.text import all_fields, format_config, schema_table
 from OpenSciDraw.errors import UserError
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 README = REPO.parent / "shared" / "spec" / "ScienceFlow-README.md"
 CONFIGS = sorted((REPO / "configs").rglob("*.py"))
 GOOD = "pretrained_model_name_or_path = 'some/model'\nmixed_precision = 'no'\ndataset = dict(base_dir='data')\n"

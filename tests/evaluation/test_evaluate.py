@@ -385,7 +385,7 @@ def test_a_picture_of_validation_is_that_of_evaluate(run, tmp_path: Path) -> Non
 
 TWO_RANKS = """
 import sys
-sys.path[:0] = [{tests!r}, {repo!r}]
+sys.path[:0] = [{tests!r}, {tests!r} + "/evaluation", {repo!r}]
 from test_evaluate import METRICS, Brightness, Ink
 METRICS._objects |= {{"ink": Ink, "brightness": Brightness}}
 from train_OpenSciDraw_loop import main

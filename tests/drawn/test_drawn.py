@@ -86,7 +86,7 @@ def test_a_second_process_draws_the_same_figures() -> None:
         "from tests.test_drawn import fingerprint\nfrom OpenSciDraw.drawn.figure import draw_figure\n"
         "print(*(fingerprint(draw_figure(4, i)) for i in range(20)))"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     env = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(root)}
     result = subprocess.run([sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.split() == [fingerprint(draw_figure(4, i)) for i in range(20)]

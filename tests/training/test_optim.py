@@ -425,7 +425,8 @@ def test_two_ranks_train_as_one_and_read_each_others_state(tmp_path: Path) -> No
     for name in CASES:
         on_one_rank(name, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": str(REPO)})
+    paths = os.pathsep.join(map(str, (REPO, REPO / "tests")))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if line.startswith("[rank"))[-3000:]
     for name in CASES:
         one, two = (load_tree(tmp_path / f"{name}-{ranks}") for ranks in (1, 2))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import merged, write_config
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 
 def trained(config: Path, **environment: str) -> subprocess.CompletedProcess[str]:
