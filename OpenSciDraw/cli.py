@@ -87,6 +87,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     sample.add_argument("run", metavar="RUN", help="run folder or one of its checkpoints")
     sample.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="what to draw; several texts too")
     sample.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from (default: the config's)")
+    sample.add_argument("--image", nargs="+", default=[], metavar="FILE", help="picture to edit (several: all are looked at); the "
+                        "prompt is the instruction")  # fmt: skip
     sample.add_argument("--width", type=_count, metavar="PX", help="default: as in validation")
     sample.add_argument("--height", type=_count, metavar="PX", help="default: as in validation")
     sample.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
@@ -116,7 +118,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     draw.add_argument("--size", type=_count, default=None, metavar="PX", help="longer side (default: 256; small and house: 128)")
     styles = ("rich", "small", "house", "mixed")
-    draw.add_argument("--style", choices=styles, default="rich", help="rich (default), or those of the embedded model")
+    draw.add_argument("--style", choices=styles, help="rich (default), or those of the embedded model (default of edits: small)")
+    draw.add_argument("--edits", action="store_true", help="pairs before and after an edit, with instructions (small and house)")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -267,10 +270,18 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _draw(arguments: argparse.Namespace) -> int:
-    from OpenSciDraw.drawn import figure as drawn
+    style = arguments.style or ("small" if arguments.edits else "rich")
+    if arguments.edits:
+        from OpenSciDraw.drawn import edits
 
-    size = arguments.size or (256 if arguments.style == "rich" else 128)
-    drawn.write_folder(arguments.out, arguments.count, arguments.seed, size, arguments.style)
+        if arguments.size not in (None, 128):
+            raise UserError(f"--size {arguments.size}: edits have 128 x 128 px. Leave it out.")
+        edits.write_folder(arguments.out, arguments.count, arguments.seed, style)
+    else:
+        from OpenSciDraw.drawn import figure as drawn
+
+        size = arguments.size or (256 if style == "rich" else 128)
+        drawn.write_folder(arguments.out, arguments.count, arguments.seed, size, style)
     print(arguments.out)
     return 0
 

@@ -44,7 +44,7 @@ from OpenSciDraw.figures.buckets import Bucket
 from OpenSciDraw.figures.listing import FigureRef, list_figures
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.embedded import embedded_folder
-from OpenSciDraw.store.table import Contract
+from OpenSciDraw.store.contract import Contract
 
 TARGET = 0.9
 REPETITIONS = 3

@@ -37,7 +37,8 @@ from layouts import FLAT, MDS, NPZ, SAFETENSORS, STORE, Fetched, Layout, Reader,
 from report import Result, in_turn
 from run_store import sampler_order
 
-from OpenSciDraw.store.table import FIGURE_PARTS, StoreTable
+from OpenSciDraw.store.shard import FIGURE_PARTS
+from OpenSciDraw.store.table import StoreTable
 
 REPETITIONS, COLD_REPETITIONS = 5, 2
 READS = 24  # rows of a pass

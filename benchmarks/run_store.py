@@ -28,18 +28,19 @@ import torch
 from report import Result, in_turn, ratio
 
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
-from OpenSciDraw.store.shard import index_schema, write_index
-from OpenSciDraw.store.table import (
+from OpenSciDraw.store.contract import Contract
+from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
     TEXT_PARTS,
     TEXT_SCHEMA,
-    Contract,
     Row,
-    StoreTable,
+    index_schema,
     text_key,
+    write_index,
     write_shard,
-)  # fmt: skip
+)
+from OpenSciDraw.store.table import StoreTable
 
 REPETITIONS = 5
 BUCKETS = ((896, 1152), (1024, 1024), (1152, 896))

@@ -131,6 +131,25 @@ def store_config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return values
 
 
+@pytest.fixture(scope="session")
+def group_config(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A config's values for `mdpo` with a store of 14 groups behind them: drawn figures, each with its three flawed forms."""
+    from OpenSciDraw.config import Config
+    from OpenSciDraw.drawn.flaws import write_groups
+    from OpenSciDraw.encode import run as encode
+
+    folder = tmp_path_factory.mktemp("groups")
+    write_groups(folder / "figures", folder / "groups.parquet", 14)
+    values = {
+        **BASE,
+        "dataset": {"type": "PreferenceGroups", "base_dir": str(folder), "parquet_base_path": "store"},
+        "encode": {"figures": str(folder / "figures"), "resolution": 128, "num_workers": 0, "batch_size": 8},
+    }
+    assert encode.main(Config.model_validate(values)) == 0
+    (folder / "groups.parquet").rename(folder / "store" / "groups.parquet")
+    return {**values, "train_iteration_func_name": "mdpo", "held_out_examples": 1}
+
+
 def merged(values: dict, **changes: object) -> dict:
     """`values` with `changes`; dicts merge key by key."""
     out = dict(values)

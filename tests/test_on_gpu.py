@@ -32,7 +32,7 @@ from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
 from OpenSciDraw.models.qwen_image import QwenImage
 from OpenSciDraw.models.source import ModelSource
-from OpenSciDraw.store.table import EncodedStore
+from OpenSciDraw.store.encoded import EncodedStore
 from OpenSciDraw.training.optimizers.prodigy import Prodigy
 
 sys.path.insert(0, str(REPO / "benchmarks" / "gpu"))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from OpenSciDraw.config.schema import Config
 
 FIGURE_DATASET = "FigureDataset"  # figures encoded while training; every other dataset reads encoded rows
+GROUP_DATASET = "PreferenceGroups"  # of winners with their losers
+PREFERENCE_OBJECTIVES = ("dpo", "mdpo")
 MIN_PRODIGY_RATE, MAX_PRODIGY_RATE = 0.1, 10.0
 MAX_ADAM_RATE = 0.1
 
@@ -28,7 +30,7 @@ class CrossFieldError(ValueError):
 
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
-    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _validation)
+    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _preferences, _validation)
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise CrossFieldError(problems)
@@ -203,6 +205,31 @@ def _data(config: Config) -> list[Problem]:
     return found
 
 
+def _preferences(config: Config) -> list[Problem]:
+    found: list[Problem] = []
+    data, objective, settings = config.dataset, config.train_iteration_func_name, config.preference
+    if config.trains_preferences and data.type != GROUP_DATASET:
+        message = f"{objective!r} compares winners with losers, and {data.type!r} has none. "
+        message += f"Set dataset = dict(type={GROUP_DATASET!r}, ...), or choose another objective."
+        found.append((("train_iteration_func_name", "dataset.type"), message))
+    if config.trains_preferences and config.pretrained_lora_ckpt_path and not config.fuse_pretrained_lora:
+        message = f"{objective!r} compares with the model without the adapter that trains, so that one must start from nothing. "
+        message += "Set fuse_pretrained_lora = True: the old adapter becomes part of the base, and a new one trains."
+        found.append((("pretrained_lora_ckpt_path", "train_iteration_func_name", "fuse_pretrained_lora"), message))
+    if data.type == GROUP_DATASET and data.is_remote:
+        message = f"{GROUP_DATASET} reads a folder of this machine, and base_dir is in cloud storage. Copy the data here."
+        found.append((("dataset.base_dir", "dataset.type"), message))
+    if not any(weight for _, weight in settings.axis_weights):
+        found.append((("preference.axis_weights",), "no axis has a weight above 0, so there is nothing to train on. Give one."))
+    if settings.other_gap_low > settings.other_gap_high:
+        message = f"{settings.other_gap_low:g} is more than other_gap_high = {settings.other_gap_high:g}: no loser lies between."
+        found.append((("preference.other_gap_low", "preference.other_gap_high"), message + " Set a lower one."))
+    if settings.tau is not None and settings.mode != "mean":
+        message = f"{settings.tau:g} with mode = {settings.mode!r}, which does not use it. Set tau = None, or mode = 'mean'."
+        found.append((("preference.tau", "preference.mode"), message))
+    return found
+
+
 def metrics_in_training(config: Config) -> list[str]:
     """The metrics of `validation_func_name`: M for 'M_validation_func', evaluate.metrics for 'evaluate_validation_func'.
 
@@ -221,6 +248,9 @@ def _validation(config: Config) -> list[Problem]:
     if sizes not in (0, 1, prompts):
         message = f"{sizes} sizes for {prompts} validation_prompts. Give one [width, height] for each, one for all, or []."
         found.append((("resolution_list", "validation_prompts"), message))
+    if (pictures := len(config.validation_images)) not in (0, prompts):
+        message = f"{pictures} entries for {prompts} validation_prompts. Give one for each (a path, paths or None), or []."
+        found.append((("validation_images", "validation_prompts"), message))
     if metrics_in_training(config) and config.evaluate.figures is None:
         message = f"{config.validation_func_name!r} needs figures. Set evaluate = dict(figures='drawn:64:seed=9', ...)."
         found.append((("evaluate", "validation_func_name"), message))

@@ -17,11 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-from OpenSciDraw.config.checks import FIGURE_DATASET, require_agreement
+from OpenSciDraw.config.checks import FIGURE_DATASET, GROUP_DATASET, PREFERENCE_OBJECTIVES, require_agreement
 from OpenSciDraw.config.sections import (
     DatasetConfig,
     EncodeConfig,
     EvaluateConfig,
+    PreferenceConfig,
     SamplerConfig,
     Section,
     TransformerConfig,
@@ -211,11 +212,22 @@ class Config(Section):
         "Prompt embeddings in the store, or encoded while training (FigureDataset: always online).",
     )
     caption_dropout: float = key(
-        0.1, "Data", "Share of captions replaced by the empty prompt.", "probability", ge=0, le=1
+        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo' and 'mdpo'.", "probability", ge=0, le=1
     )
     held_out_examples: int = key(64, "Data", "Rows kept from training for the held-out loss.", "rows", ge=0)
     max_bad_rows_fraction: float = key(
         0.01, "Data", "Training stops when more rows cannot be read.", "share of rows", ge=0, le=1
+    )
+
+    gen_loss_weight: float = key(1.0, "Edit", "Weight of the loss of figures without references.", ge=0)
+    edit_loss_weight: float = key(1.0, "Edit", "Weight of the loss of edits: figures with references.", ge=0)
+    edit_loss_mode: Literal["uniform", "weighted", "balanced"] = key(
+        "uniform", "Edit", "Weights of an edit's loss: all tokens alike, edited ones more, or edited and kept ones as two parts."
+    )
+    edit_region_weight: float = key(10.0, "Edit", "Mode 'weighted': the weight of an edited token; a kept one's is 1.", gt=0)
+    edit_loss_ratio: float = key(0.5, "Edit", "Mode 'balanced': the share of all edited tokens together.", "share", ge=0, le=1)
+    preference: PreferenceConfig = key(
+        PreferenceConfig, "Preference", "dict(mode=..., beta=...): training on preferences (objectives 'dpo' and 'mdpo')."
     )
     encode: EncodeConfig = key(
         EncodeConfig, "Encode", "dict(figures=..., resolution=...): how figures become encoded rows."
@@ -226,6 +238,9 @@ class Config(Section):
 
     validation_prompts: Annotated[list[str], BeforeValidator(tuple_as_list)] = key(
         [], "Validation", "Prompts drawn at each validation."
+    )
+    validation_images: list[str | list[str] | None] = key(
+        [], "Validation", "Pictures that the prompts edit: a path, a list of paths or None for each, or [] for none."
     )
     resolution_list: Annotated[list[Size], BeforeValidator(tuple_as_list)] = key(
         [],
@@ -276,6 +291,11 @@ class Config(Section):
         """Equal values; where they were set does not count."""
         return isinstance(other, Config) and self.__dict__ == other.__dict__
 
+    @property
+    def trains_preferences(self) -> bool:
+        """Whether the objective compares the policy with the one that training began with, on winners and losers."""
+        return self.train_iteration_func_name in PREFERENCE_OBJECTIVES
+
     def dataset_arguments(self) -> dict[str, Any]:
         """What the class of `dataset.type` is called with."""
         data = self.dataset
@@ -286,6 +306,8 @@ class Config(Section):
         paths = {"base_dir": data.base_dir, "parquet_base_path": data.parquet_base_path}
         if data.is_remote:
             common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
+        if data.type == GROUP_DATASET:
+            common["preference"] = self.preference
         return {**paths, "with_text": self.text == "stored", **common}
 
     @model_validator(mode="before")
@@ -335,6 +357,12 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
     if root:
         given = {"model_output_dir": Config.model_fields["model_output_dir"].default, **given}
     values: dict[str, Any] = moved(given, ("model_output_dir", "image_output_dir"))
+    if root and isinstance(pictures := values.get("validation_images"), list):
+
+        def picture(value: Any) -> Any:
+            return [picture(part) for part in value] if isinstance(value, list) else str(root / value) if is_path(value) else value
+
+        values["validation_images"] = picture(pictures)
     for name in ("dataset", "encode", "evaluate"):
         if name in values:
             values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))

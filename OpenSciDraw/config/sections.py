@@ -104,6 +104,9 @@ class EncodeConfig(Section):
     resolution: Literal[128, 256, 512, 768, 1024] = key(768, "Encode", "Bucket grid: a unit is resolution / 16.", "px")
     image_column: str | None = key(None, "Encode", "Column of the image or its path; None = found by name.")
     caption_column: str | None = key(None, "Encode", "Column of the caption; None = found by name.")
+    reference_column: str | None = key(
+        None, "Encode", "Column of the picture, or pictures, that an edit starts from; None = found by name."
+    )
     text_storage: Literal["bf16", "int8", "fp8"] = key(
         "bf16", "Encode", "Prompt embeddings on disk: 'bf16' is exact, 'int8' and 'fp8' take half (docs/encode.md has the errors)."
     )
@@ -137,7 +140,7 @@ class EvaluateConfig(Section):
         "Prompts to draw, with what the pictures are compared with: as encode.figures, or a .jsonl of prompts with sizes.",
     )  # fmt: skip
     metrics: Annotated[list[str], BeforeValidator(tuple_as_list)] = key(
-        ["structure"], "Evaluate", "Registered metrics: structure, text, distribution, held_out, judge."
+        ["structure"], "Evaluate", "Registered metrics: structure, edit, text, distribution, held_out, judge."
     )
     limit: int | None = key(None, "Evaluate", "Only the first ones; None = all.", "figures", ge=1)
     steps: int | None = key(None, "Evaluate", "Steps of a picture; None = num_inference_steps.", "sampling steps", ge=1)
@@ -156,6 +159,47 @@ class EvaluateConfig(Section):
     judge_timeout: float = key(120.0, "Evaluate", "judge: longest time of one request.", "s", gt=0)
     judge_retries: int = key(3, "Evaluate", "judge: further tries of a failed request.", "tries", ge=0)
     judge_key_variable: str = key("OPENAI_API_KEY", "Evaluate", "judge: environment variable that holds the access key.")
+
+
+class AxisWeights(Section):
+    """How much a loser counts by what it fails at; over the losers that a group has, the weights are scaled to mean 1."""
+
+    component: float = key(1.0, "Preference", "Weight of losers that lack components; 0 leaves the axis out.", ge=0)
+    arrow: float = key(1.0, "Preference", "Weight of losers with wrong arrows; 0 leaves the axis out.", ge=0)
+    text: float = key(1.0, "Preference", "Weight of losers with wrong text; 0 leaves the axis out.", ge=0)
+
+
+class PreferenceConfig(Section):
+    """What the objectives `dpo` and `mdpo` do, and the rules by which PreferenceGroups makes groups of scored pictures."""
+
+    mode: Literal["contrastive", "adaptive", "mean"] = key(
+        "contrastive", "Preference", "mdpo: how the comparisons with a group's losers become one loss (docs/preferences.md)."
+    )
+    beta: float = key(
+        100.0, "Preference", "Scale of the comparison: larger values keep the policy nearer to the reference.", "1 / loss", gt=0
+    )
+    max_margin: float | None = key(
+        0.05, "Preference", "A pair with a larger margin is not trained on: no loser is pushed away without end. None = no limit.",
+        "loss", gt=0,
+    )  # fmt: skip
+    winner_weight: float = key(0.0, "Preference", "Weight of the winner's own flow-matching loss, added to the comparison.", ge=0)
+    tau: float | None = key(
+        None, "Preference", "mdpo, mode 'mean': losers weigh by exp((their loss - the winner's) / tau); None = alike.", "loss", gt=0
+    )
+    axis_weights: AxisWeights = key(
+        AxisWeights, "Preference", "dict(component=..., arrow=..., text=...): how much each axis counts."
+    )
+    min_pictures: int = key(6, "Preference", "Making groups: a prompt with fewer scored pictures is left out.", "pictures", ge=2)
+    min_reward: float = key(0.70, "Preference", "Making groups: least reward of a winner.", "reward")
+    min_gap: float = key(
+        0.30, "Preference", "Making groups: how far a loser lies below the winner on its own axis, at least.", "score", gt=0
+    )
+    other_gap_low: float = key(0.0, "Preference", "Making groups: how far it lies below on the other axes, at least.", "score")
+    other_gap_high: float = key(0.50, "Preference", "Making groups: how far it lies below on the other axes, at most.", "score")
+    min_total_gap: float = key(0.20, "Preference", "Making groups: how far its reward lies below the winner's, at least.", "reward")
+    other_gap_weight: float = key(
+        0.50, "Preference", "Making groups: losers rank by the gap on their axis less this times the mean of the others.", ge=0
+    )
 
 
 def is_path(value: object) -> bool:

@@ -19,9 +19,10 @@ from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
+from OpenSciDraw.store.contract import Contract
+from OpenSciDraw.store.encoded import EncodedStore
 from OpenSciDraw.store.files import Folder, LocalFolder
 from OpenSciDraw.store.remote_files import RemoteFolder
-from OpenSciDraw.store.table import Contract, EncodedStore
 from OpenSciDraw.utils.files import is_remote
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -77,14 +78,19 @@ class StoreRows:
         self.store.figures.will_need(rows)
         if self.store.text is not None:
             self.store.text.will_need(self.store.text_row[list(rows)].tolist())
+        if self.store.references is not None:
+            self.store.references.will_need([at for row in rows for at in self.store.references_of(row)])
 
     def sample(self, row: int) -> Sample:
-        figures, text = self.store.figures, self.store.text
+        figures, text, references = self.store.figures, self.store.text, self.store.references
+        made_of = [] if references is None else [references.tensor(at) for at in self.store.references_of(row)]
         return Sample(
             id=figures.value("id", row),
             caption=figures.value("caption", row),
             latents=figures.tensor(row),
             text=None if text is None else text.tensor(int(self.store.text_row[row])),
+            references=tuple(made_of),
+            edit_boxes=self.store.edit_boxes(row),
         )
 
     def empty_text(self) -> Tensor | None:
@@ -97,11 +103,19 @@ class StoreRows:
 class RowDataset:
     """Rows with buckets, read by batches. `buckets` is (rows, 2) pixels (height, width).
 
+    `alike` (rows,) int, where given: only rows of one number may be in one batch (edits: references of the same sizes).
+
     A row that cannot be read is replaced by the next readable one of its bucket, and is named in the batch's
     `bad`. Raises UserError when there is no row at all.
+
+    `left_out`: what was there and is not a row, with the reason; the run lists it.
     """
 
-    def __init__(self, rows: Rows, where: Path | str, num_train_examples: int | None, stat_data: bool):
+    left_out: Sequence[BadRow] = ()
+
+    def __init__(
+        self, rows: Rows, where: Path | str, num_train_examples: int | None, stat_data: bool, alike: np.ndarray | None = None
+    ):
         self.rows, self.where = rows, where
         self.buckets = self.rows.buckets()
         if num_train_examples is not None:
@@ -110,6 +124,10 @@ class RowDataset:
             raise UserError(f"{where}: the dataset has no rows. See rejected.jsonl there for the reasons.")
         sides = self.buckets.astype(np.int64)
         self.bucket_of = np.unique(sides[:, 0] << 32 | sides[:, 1], return_inverse=True)[1].reshape(-1).astype(np.int32)
+        self.has_edits = alike is not None
+        if alike is not None:
+            kinds = self.bucket_of.astype(np.int64) << 32 | alike[: len(self.buckets)]
+            self.bucket_of = np.unique(kinds, return_inverse=True)[1].reshape(-1).astype(np.int32)
         self._is_held_out = np.zeros(len(self), dtype=bool)
         self._announced: set[int] = set()
         if stat_data:
@@ -230,7 +248,8 @@ class ArXiVParquetDatasetV2(RowDataset):
     ):  # fmt: skip
         if is_remote(base_dir):
             remote = RemoteFolder(f"{base_dir.rstrip('/')}/{parquet_base_path}", cache_dir, int(cache_gb * 1e9))
-            super().__init__(StoreRows(remote, with_text), remote.name, num_train_examples, stat_data)
+            remote_rows = StoreRows(remote, with_text)
+            super().__init__(remote_rows, remote.name, num_train_examples, stat_data, remote_rows.store.reference_sizes())
             return
         folder = Path(base_dir).expanduser() / parquet_base_path
         if not folder.is_dir():
@@ -238,8 +257,11 @@ class ArXiVParquetDatasetV2(RowDataset):
                 f"dataset: no folder {folder} (base_dir / parquet_base_path). Run `scienceflow encode CONFIG.py` first, "
                 "or correct the paths."
             )
-        rows: Rows = StoreRows(folder, with_text) if EncodedStore.is_store(folder) else LegacyRows(folder)
-        super().__init__(rows, folder, num_train_examples, stat_data)
+        if EncodedStore.is_store(folder):
+            rows = StoreRows(folder, with_text)
+            super().__init__(rows, folder, num_train_examples, stat_data, rows.store.reference_sizes())
+        else:
+            super().__init__(LegacyRows(folder), folder, num_train_examples, stat_data)
 
 
 class ReadAhead(Sampler[tuple[list[int], list[int]]]):

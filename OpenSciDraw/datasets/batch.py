@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+AXES = ("component", "arrow", "text")  # what a loser fails at: the order of axes in every tensor that has them
+
 
 @dataclass(frozen=True)
 class Sample:
     """One figure of a dataset. Absent parts (None) are encoded during training.
 
-    `latents` (C, h, w) raw; `text` (L, D); `pixels` (3, H, W) in [-1, 1].
+    `latents` (C, h, w) raw; `text` (L, D); `pixels` (3, H, W) in [-1, 1]. Of the result of an edit, whose caption is the
+    instruction: `references`, what it was made from, raw latents (C, h_i, w_i) or pixels (3, H_i, W_i) as the figure itself is
+    given; `edit_boxes` (n, 4), where it changes the figure: x0, y0, x1, y1 as fractions of width and height; None: not known.
+    Of a group of preferences, whose winner is the figure itself: `losers` (D, C, h, w) raw latents, one for each axis (D = 1: the
+    one loser of a pair), and `axes` (D,) bool, whether there is a loser; where there is none, its latents mean nothing.
     """
 
     id: str
@@ -21,6 +27,10 @@ class Sample:
     latents: Tensor | None = None
     text: Tensor | None = None
     pixels: Tensor | None = None
+    references: tuple[Tensor, ...] = ()
+    edit_boxes: Tensor | None = None
+    losers: Tensor | None = None
+    axes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,9 @@ class Batch:
 
     `latents` (B, C, h, w) raw or None; `text` B tensors (L_i, D) or None; `pixels` (B, 3, H, W) or None;
     `bad` the rows that were asked for and could not be read; `noise` (B, C h w) keyed by `micro_step` and sample, where the data
-    workers have drawn it (datasets/ahead.py).
+    workers have drawn it (datasets/ahead.py). Of edits `references`, each
+    stacked to (B, …), and `edit_boxes`, one entry for each sample, as in Sample. Of preferences `losers` (B, D, C, h, w) and
+    `axes` (B, D), on the CPU.
     """
 
     sample_ids: list[str]
@@ -48,6 +60,10 @@ class Batch:
     bad: list[BadRow]
     noise: Tensor | None = None
     micro_step: int = -1
+    references: tuple[Tensor, ...] = ()
+    edit_boxes: tuple[Tensor | None, ...] = ()
+    losers: Tensor | None = None
+    axes: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """In memory that a GPU copies from while the program goes on; DataLoader calls this in a thread of its own."""
@@ -56,7 +72,11 @@ class Batch:
             return None if part is None else part.pin_memory()
 
         text = None if self.text is None else [row.pin_memory() for row in self.text]
-        return replace(self, latents=pinned(self.latents), text=text, pixels=pinned(self.pixels), noise=pinned(self.noise))
+        references = tuple(part.pin_memory() for part in self.references)
+        return replace(
+            self, latents=pinned(self.latents), text=text, pixels=pinned(self.pixels), noise=pinned(self.noise),
+            references=references, losers=pinned(self.losers),
+        )  # fmt: skip
 
     def require_pixels(self) -> Tensor:
         if self.pixels is None:
@@ -80,4 +100,8 @@ def collate(rows: Sequence[Sample | BadRow]) -> Batch:
         text=text or None,
         pixels=stack([s.pixels for s in samples]),
         bad=[row for row in rows if isinstance(row, BadRow)],
+        references=tuple(torch.stack(parts) for parts in zip(*(s.references for s in samples), strict=True)),
+        edit_boxes=tuple(s.edit_boxes for s in samples),
+        losers=stack([s.losers for s in samples]),
+        axes=stack([s.axes for s in samples]),
     )

@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,7 +17,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
 from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, list_figures
 from OpenSciDraw.registry import DATASETS
-from OpenSciDraw.store.table import Contract
+from OpenSciDraw.store.contract import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -30,24 +31,28 @@ class FigureRows:
         self.encode = encode
         refs, rejected = list_figures(
             str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
-            encode.where,
+            encode.where, encode.reference_column,
         )
         with ThreadPoolExecutor(8) as pool:  # sizes decide the buckets, so every figure is opened once
-            opened = list(tqdm(pool.map(self._bucket, refs), total=len(refs), desc="sizes", unit="figure"))
-        usable = [(ref, bucket) for ref, bucket in zip(refs, opened, strict=True) if bucket is not None]
+            opened = list(tqdm(pool.map(self._sizes, refs), total=len(refs), desc="sizes", unit="figure"))
+        usable = [(ref, sizes) for ref, sizes in zip(refs, opened, strict=True) if sizes is not None]
         _LOG.info("%s: %d figures, %d rejected", encode.figures, len(usable), len(rejected) + len(refs) - len(usable))
         if not usable:
             raise UserError(f"{encode.figures}: no usable figure. `scienceflow encode` writes the reasons to rejected.jsonl.")
         self.refs = [ref for ref, _ in usable]
-        self._buckets = np.array([bucket for _, bucket in usable], dtype=np.int32)
+        self._buckets = np.array([sizes[0] for _, sizes in usable], dtype=np.int32)
+        known: dict[tuple[tuple[int, int], ...], int] = {}
+        kinds = np.array([known.setdefault(sizes[1:], len(known)) for _, sizes in usable], dtype=np.int32)
+        self.reference_sizes = kinds if any(ref.references for ref in self.refs) else None
 
-    def _bucket(self, ref: FigureRef) -> tuple[int, int] | None:
+    def _sizes(self, ref: FigureRef) -> tuple[tuple[int, int], ...] | None:
+        """(height, width) of the figure's bucket and of those of its references."""
         try:
-            bucket = prepare(ref, self.encode).bucket
+            item = prepare(ref, self.encode)
         except RejectedFigure as error:
             _LOG.warning("%s rejected: %s", ref.id, error)
             return None
-        return bucket.height, bucket.width
+        return tuple((part.bucket.height, part.bucket.width) for part in (item, *item.references))
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -64,7 +69,11 @@ class FigureRows:
     def sample(self, row: int) -> Sample:
         """Raises RejectedFigure (a ValueError) when the figure cannot be read any more."""
         item: Prepared = prepare(self.refs[row], self.encode)
-        return Sample(item.ref.id, item.ref.caption, pixels=to_model_range(item.pixels))
+        return Sample(
+            item.ref.id, item.ref.caption, pixels=to_model_range(item.pixels),
+            references=tuple(to_model_range(reference.pixels) for reference in item.references),
+            edit_boxes=torch.tensor(item.edit_boxes) if item.edit_boxes else None,
+        )  # fmt: skip
 
     def text_lengths(self) -> None:
         return None
@@ -81,4 +90,5 @@ class FigureDataset(RowDataset):
     """
 
     def __init__(self, *, encode: EncodeConfig, num_train_examples: int | None = None, stat_data: bool = False):
-        super().__init__(FigureRows(encode), str(encode.figures), num_train_examples, stat_data)
+        rows = FigureRows(encode)
+        super().__init__(rows, str(encode.figures), num_train_examples, stat_data, rows.reference_sizes)

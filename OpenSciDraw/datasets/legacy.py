@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from OpenSciDraw.datasets.batch import Sample
+from OpenSciDraw.datasets.npz_files import TEXT, latents_of, read_npz, require_numbers, text_of
 from OpenSciDraw.datasets.row_groups import RowStream, cost_of_a_row
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.store.table import Contract
+from OpenSciDraw.store.contract import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
 _ALWAYS = {"caption", "bucket_w", "bucket_h"}
@@ -39,7 +37,6 @@ _SMALL = ("image_path", "caption", "cache_path", "bucket_w", "bucket_h", "aspect
 _FAT_ROW_GROUP = 4  # rows
 _LEAST_SPREAD = 1e-3  # median / root mean square of bf16 numbers: >= 0.01 even in text with outliers, < 1e-4 of fp16's bits
 _ROWS_OF_STRIDE = 1000
-_NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # of damaged files, beside OSError and ValueError
 
 
 class LegacyRows:
@@ -178,45 +175,18 @@ class LegacyRows:
         Raises OSError, ValueError or KeyError when the row's data are missing or not what the row says.
         """
         arrays = self._from_row(row) if self.layout == "V1" else self._from_npz(row)
-        self._check("latents", arrays["latents"], self._declared(_LATENT_SHAPES, row))
-        self._check("text", arrays["text"], self._declared(_TEXT_SHAPES, row))
-        latents = arrays["latents"]
-        if self.layout == "V3":
-            latents = latents[: len(latents) // 2]  # mean || logvar: the mean is the mode
-        if latents.ndim == 4 and latents.shape[1] == 1:
-            latents = latents[:, 0]  # Qwen's VAE is one for films: (C, 1, h, w)
+        require_numbers("latents", arrays["latents"], self._declared(_LATENT_SHAPES, row))
+        require_numbers("text", arrays["text"], self._declared(_TEXT_SHAPES, row))
+        latents = latents_of(arrays["latents"], is_posterior=self.layout == "V3")
         bucket = (self._value("bucket_h", row) or 0, self._value("bucket_w", row) or 0)
         if latents.ndim != 3 or tuple(side * self._stride for side in latents.shape[-2:]) != bucket:
             raise ValueError(f"latents are {latents.shape}, the bucket {bucket} asks for sides of 1/{self._stride} of its own")
         caption = self._value("caption", row) or ""
-        return Sample(self.sample_id(row), caption, torch.from_numpy(latents).float(), _text(arrays))
-
-    @staticmethod
-    def _check(name: str, array: np.ndarray, declared: list[int] | None) -> None:
-        if array.dtype.kind != "f":
-            raise ValueError(f"{name} are {array.dtype}, not floating-point numbers")
-        if wrong := array.size - int(np.isfinite(array).sum()):
-            raise ValueError(f"{name} with numbers that are not finite: {wrong} of {array.size}")
-        if declared is not None and array.shape != tuple(declared):
-            raise ValueError(f"{name} are {array.shape}, the row says {tuple(declared)}")
+        return Sample(self.sample_id(row), caption, torch.from_numpy(latents).float(), text_of(arrays))
 
     def _from_npz(self, row: int) -> dict[str, np.ndarray]:
-        name = self._value("cache_path", row)
-        path = Path(os.path.normpath(self.folder / (name or "..")))
-        if not path.is_relative_to(self.folder):
-            raise ValueError(f"cache_path {name!r} leads out of {self.folder}")
-        parts = {"latents": ("vae_h",) if self.layout == "V3" else ("latents",), "text": ("text_embeds", "prompt_embeds")}
-        try:
-            with _open_npz(path) as data:
-                if "text_ids" not in data.files:  # with them it is FLUX's text, whose pads belong to it
-                    parts["mask"] = ("text_mask", "attention_mask")
-                out = {part: data[key] for part, keys in parts.items() for key in keys if key in data.files}
-        except _NPZ_ERRORS as error:
-            raise ValueError(f"{path}: damaged npz file: {error}") from error
-        lacking = [" or ".join(parts[part]) for part in ("latents", "text") if part not in out]
-        if lacking:
-            raise ValueError(f"{path} lacks {', '.join(lacking)}")
-        return out
+        latents = ("vae_h",) if self.layout == "V3" else ("latents",)
+        return read_npz(self.folder, self._value("cache_path", row), {"latents": latents, "text": TEXT})
 
     def _from_row(self, row: int) -> dict[str, np.ndarray]:
         file = int(self._file_of[row])
@@ -250,25 +220,6 @@ def _layout(path: Path) -> str:
             f"older layouts with at least these columns: {known}."
         )
     return layout
-
-
-def _open_npz(path: Path) -> NpzFile:
-    data = np.load(path, allow_pickle=False)
-    if not isinstance(data, NpzFile):
-        raise ValueError(f"{path} is not an npz file")
-    return data
-
-
-def _text(arrays: dict[str, np.ndarray]) -> Tensor:
-    """(L, D); text with a mask is trimmed to its tokens."""
-    text, mask = arrays["text"], arrays.get("mask")
-    if text.ndim != 2:
-        raise ValueError(f"text is {text.shape}, expected (tokens, width)")
-    if mask is not None:
-        if mask.shape != text.shape[:1] or not mask.any():
-            raise ValueError(f"the text's mask is {mask.shape} with {np.count_nonzero(mask)} tokens, the text {text.shape}")
-        text = text[mask.astype(bool)]
-    return torch.from_numpy(text)
 
 
 # -- tensors in the rows of a Parquet file ---------------------------------------------------------

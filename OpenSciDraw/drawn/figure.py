@@ -99,7 +99,7 @@ def draw_figure(
     canvas = Canvas(rng, width, height, em * rng.uniform(1.0, 1.08))
     margin = 0.5 * canvas.em
     caption = _DRAW[chosen](canvas, Area(margin, margin, width - margin, height - margin))
-    return DrawnFigure(f"drawn-{seed}-{index:07d}", canvas.finish(), caption, _truth(chosen, canvas))
+    return DrawnFigure(f"drawn-{seed}-{index:07d}", canvas.finish(), caption, truth_of(chosen, canvas))
 
 
 def _draw_small(key: str, ident: str, sides: tuple[int, int], kind: str | None, style: str) -> DrawnFigure:
@@ -116,10 +116,10 @@ def _draw_small(key: str, ident: str, sides: tuple[int, int], kind: str | None, 
         chosen = rng.choices(tuple(kinds), small.WEIGHTS)[0] if kind is None else kind
         canvas = small.SmallCanvas(rng)
         caption = kinds[chosen](canvas)
-    return DrawnFigure(ident, canvas.finish(), caption, _truth(chosen, canvas))
+    return DrawnFigure(ident, canvas.finish(), caption, truth_of(chosen, canvas))
 
 
-def _truth(kind: str, canvas: Canvas) -> dict[str, Any]:
+def truth_of(kind: str, canvas: Canvas) -> dict[str, Any]:
     return {
         "kind": kind, "width": canvas.width, "height": canvas.height,
         "components": canvas.components, "arrows": canvas.arrows, "labels": canvas.labels, **canvas.extra,

@@ -48,19 +48,19 @@ class SmallCanvas(Canvas):
         self.colors = rng.sample(COLORS, len(COLORS))
 
 
-def _labels(c: Canvas, shapes: Sequence[str], width: int, height: int) -> list[str]:
+def labels(rng: random.Random, shapes: Sequence[str], width: int, height: int) -> list[str]:
     """Different labels: letters and, where they fit, some words."""
-    words, letters = c.rng.sample(WORDS, len(shapes)), c.rng.sample(LETTERS, len(shapes))
+    words, letters = rng.sample(WORDS, len(shapes)), rng.sample(LETTERS, len(shapes))
     share = 0.25 if width >= 40 else 0.0
     out = []
     for word, letter, shape in zip(words, letters, shapes, strict=True):
         room = LABEL_ROOM[shape]
         fits = wrap(word, width * room[0], height * room[1], EM)
-        out.append(word if c.rng.random() < share and fits else letter)
+        out.append(word if rng.random() < share and fits else letter)
     return out
 
 
-def _ports(layout: str, source: Node, target: Node) -> tuple[tuple[float, float], ...]:
+def ports(layout: str, source: Node, target: Node) -> tuple[tuple[float, float], ...]:
     """Where an arrow leaves one node and reaches the other; between rows of a fork it bends."""
     if source.y == target.y:
         return (source.port("right"), target.port("left")) if source.x < target.x else (source.port("left"), target.port("right"))
@@ -85,22 +85,28 @@ def diagram(c: Canvas, known: Sequence[str] = SHAPES, layouts: Sequence[str] = t
     shape = rng.choice(known)
     shapes = [rng.choice(known) for _ in places] if rng.random() < 0.75 else [shape] * len(places)
     nodes = []
-    for (x, y), look, color, label in zip(places, shapes, colors, _labels(c, shapes, width, height), strict=True):
+    for (x, y), look, color, label in zip(places, shapes, colors, labels(rng, shapes, width, height), strict=True):
         nodes.append(c.node(look, x, y, width, height, color, label, LETTER if len(label) == 1 else 1.0))
     joined = [pair for pair in pairs if rng.random() < 0.75] or [pairs[0]]
     for first, second in joined:
         ends = (nodes[first], nodes[second])
         source, target = ends if rng.random() < 0.6 else ends[::-1]
-        c.arrow(source, target, _ports(layout, source, target))
+        c.arrow(source, target, ports(layout, source, target))
+    return describe(c, layout, range(len(places)))
+
+
+def describe(c: Canvas, layout: str, places: Sequence[int]) -> str:
+    """The caption of a diagram whose components stand at these places of the layout, in their order."""
     said = [named(part) for part in c.components]
     if layout.startswith("row"):
         text = f"From left to right: {listing(said)}."
     elif layout.startswith("column"):
         text = f"From top to bottom: {listing(said)}."
     else:
-        top = 1 if layout == "fork" else 2
-        text = f"Top: {listing(said[:top])}. Bottom: {listing(said[top:])}."
-    return f"{text} {describe_arrows(c)}"
+        top = sum(place < (1 if layout == "fork" else 2) for place in places)
+        rows = [("Top", said[:top]), ("Bottom", said[top:])]
+        text = " ".join(f"{name}: {listing(parts)}." for name, parts in rows if parts)
+    return f"{text} {describe_arrows(c)}".rstrip()
 
 
 def _axes(c: Canvas) -> None:
@@ -112,10 +118,15 @@ def _axes(c: Canvas) -> None:
 def bars(c: Canvas) -> str:
     """Two to four bars, each with its own height and letter, all of one colour."""
     rng = c.rng
-    top, bottom = FRAME[1], FRAME[3]
     count, color = rng.randint(2, 4), c.colors[0]
     heights = rng.sample(HEIGHTS, count)
-    names = sorted(rng.sample(LETTERS, count))
+    return draw_bars(c, sorted(rng.sample(LETTERS, count)), heights, color)
+
+
+def draw_bars(c: Canvas, names: Sequence[str], heights: Sequence[float], color: str) -> str:
+    """Bars of these heights, as shares of the axis; returns the caption."""
+    top, bottom = FRAME[1], FRAME[3]
+    count = len(names)
     fill, edge = PALETTE[color]
     wide = 24 if count < 4 else 18
     for x, height, name in zip(BARS[count], heights, names, strict=True):
@@ -125,8 +136,8 @@ def bars(c: Canvas) -> str:
         c.text(x, bottom + 14, name, "tick", scale=LETTER)
     _axes(c)
     best, order = names[heights.index(max(heights))], sorted(zip(heights, names, strict=True), reverse=True)
-    c.extra["plot"] = {"kind": "bar", "title": "", "x_label": "", "y_label": "", "categories": names, "y_range": [0, 1],
-                       "series": [{"name": "", "color": color, "trend": f"highest {best}", "values": heights}]}  # fmt: skip
+    c.extra["plot"] = {"kind": "bar", "title": "", "x_label": "", "y_label": "", "categories": list(names), "y_range": [0, 1],
+                       "series": [{"name": "", "color": color, "trend": f"highest {best}", "values": list(heights)}]}  # fmt: skip
     ranked = listing([f"'{name}'" for _, name in order])
     quoted = listing([f"'{name}'" for name in names])
     return f"A bar chart with {number(count)} {color} bars, {quoted}. From highest to lowest: {ranked}."

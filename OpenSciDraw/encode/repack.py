@@ -32,6 +32,7 @@ from OpenSciDraw.encode.work import Place
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import Rejection, write_rejected
 from OpenSciDraw.store.contract import Contract, bytes_of_shape
+from OpenSciDraw.store.encoded import EMPTY_PROMPT, EncodedStore
 from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
@@ -45,7 +46,6 @@ from OpenSciDraw.store.shard import (
     text_key,
     write_shard,
 )
-from OpenSciDraw.store.table import EMPTY_PROMPT, EncodedStore
 from OpenSciDraw.utils.files import parse_json, real
 from OpenSciDraw.utils.sole_user import sole_user
 

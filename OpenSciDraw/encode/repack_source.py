@@ -21,12 +21,12 @@ from OpenSciDraw.encode.work import Place
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.store.contract import SCHEMA_VERSION, Contract
+from OpenSciDraw.store.encoded import EMPTY_PROMPT
 from OpenSciDraw.store.shard import (
     FIGURE_SCHEMA,
     not_finite,
     text_key,
 )
-from OpenSciDraw.store.table import EMPTY_PROMPT
 
 PROBED_ROWS = 8  # first rows that are read beforehand: for sizes, and to see whether they are of the declared model
 _SAME_TEXT = 0.1  # relative error: 0.013 between bf16 and fp32 of one encoder (embedded model), near 1 between two captions
@@ -116,6 +116,8 @@ def open_store(folder: Path, config: Config | None) -> Source:
         raise UserError(f"{folder} is a store and carries its own contract. Leave --config out.")
     rows = StoreRows(folder, with_text=(folder / "text").is_dir())
     assert rows.contract is not None
+    if rows.store.references is not None:
+        raise UserError(f"{folder} holds edits with what they start from, and `repack` copies figures alone. Encode it again.")
     if (dtype := rows.contract.text.get("stored_dtype", "bfloat16")) != "bfloat16":
         raise UserError(f"{folder}: text stored as {dtype} would be rounded a second time. Encode it again instead.")
     origin = {**rows.contract.origin, "repacked": f"from {folder}"}

@@ -50,18 +50,17 @@ from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, li
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.vae_precision import PICTURES, choose
 from OpenSciDraw.store.codec import encoded_bytes
-from OpenSciDraw.store.table import (
-    EMPTY_PROMPT,
+from OpenSciDraw.store.contract import Contract, recorded_precision
+from OpenSciDraw.store.encoded import EMPTY_PROMPT
+from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     TEXT_PARTS,
-    Contract,
     Row,
     index_path,
     mended_shard_info,
     read_shard_info,
-    recorded_precision,
     require_space,
-)  # fmt: skip
+)
 from OpenSciDraw.utils.background import Background, Handover
 from OpenSciDraw.utils.files import real
 from OpenSciDraw.utils.sole_user import sole_user
@@ -90,22 +89,17 @@ def main(config: Config, engine: str = "local") -> int:
 def _encode(config: Config, source: str, target: Target, place: Place, engine: str) -> None:
     encode, folder = config.encode, target.folder
     refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
-                                  encode.where)  # fmt: skip
+                                  encode.where, encode.reference_column)  # fmt: skip
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
-    limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
-
-    def as_before_0_5(ref: FigureRef) -> list[Any]:
-        return [ref.id, ref.caption, ref.size_bytes, *limits]
-
-    def identity(ref: FigureRef) -> list[Any]:
-        return [*as_before_0_5(ref), encode.max_upscale, *(ref.bucket or ())]
-
-    figure_work = plan_shards(folder / "figures", refs, encode.samples_per_shard, identity, as_before_0_5)
-    text_work = plan_shards(folder / "text", captions, encode.samples_per_shard, lambda caption: caption)
-    refuse_strangers(target.shards("figures"), figure_work)
-    if captions:
-        refuse_strangers(target.shards("text"), text_work)
+    started_from = sorted({r.id: r for ref in refs for r in ref.references}.values(), key=lambda ref: ref.id)
+    if started_from:
+        edits = sum(bool(ref.references) for ref in refs)
+        _LOG.info("%d of them are edits, which start from %d pictures", edits, len(started_from))
+    plan = _plan(config, folder, refs, started_from, captions)
+    for kind, works in plan.items():
+        if works:
+            refuse_strangers(target.shards(kind), works)
 
     model = build_model(config, place.device())
     model.check_pipeline()  # before hours of work for a model that training refuses
@@ -117,11 +111,13 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     picture = {"resolution": encode.resolution, "fit": "scaled into the bucket, padded with the border colour"}
     figures_contract = replace(contract, text={}, picture=picture)
     text_contract = replace(contract, latents={})
-    missing_text = missing_shards(text_work, text_contract, TEXT_PARTS, target)
-    missing_figures = missing_shards(figure_work, figures_contract, FIGURE_PARTS, target)
-    numbers = {work.number for work in missing_figures}
-    missing_figures += with_replaced_pictures([work for work in figure_work if work.number not in numbers], place)
-    missing_figures.sort(key=lambda work: work.number)
+    missing_text = missing_shards(plan["text"], text_contract, TEXT_PARTS, target)
+    missing_figures = []  # and of the pictures that edits start from
+    for kind in ("references", "figures"):
+        missing = missing_shards(plan[kind], figures_contract, FIGURE_PARTS, target)
+        numbers = {work.number for work in missing}
+        missing += with_replaced_pictures([work for work in plan[kind] if work.number not in numbers], place)
+        missing_figures += sorted(missing, key=lambda work: work.number)
     _announce(model, encode, target, missing_text, missing_figures)
 
     if engine == "ray":
@@ -135,7 +131,31 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
         count, seconds = sum(len(work.items) for work in todo), time.perf_counter() - start
         if count:
             _LOG.info("%d figures encoded in %.1f s: %.1f figures/s", count, seconds, count / seconds)
-    _summarise(target, figure_work, text_work, rejected, place)
+    _summarise(target, plan, rejected, place)
+
+
+def _plan(
+    config: Config, folder: Path, refs: Sequence[FigureRef], started_from: Sequence[FigureRef], captions: Sequence[str]
+) -> dict[str, list[Work]]:
+    """Which figures, pictures that edits start from, and captions make which shard, by the kind of shard."""
+    encode = config.encode
+    limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
+
+    def made_of(ref: FigureRef) -> list[Any]:
+        return [[[r.id, r.size_bytes] for r in ref.references], ref.edit_boxes] if ref.references else []
+
+    def as_before_0_5(ref: FigureRef) -> list[Any]:
+        return [ref.id, ref.caption, ref.size_bytes, *limits, *made_of(ref)]
+
+    def identity(ref: FigureRef) -> list[Any]:
+        return [ref.id, ref.caption, ref.size_bytes, *limits, encode.max_upscale, *(ref.bucket or ()), *made_of(ref)]
+
+    size = encode.samples_per_shard
+    return {
+        "figures": plan_shards(folder / "figures", refs, size, identity, as_before_0_5),
+        "references": plan_shards(folder / "references", started_from, size, identity),
+        "text": plan_shards(folder / "text", captions, size, lambda caption: caption),
+    }
 
 
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
@@ -253,22 +273,23 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
     require_space(target.folder, total, parts)
 
 
-def _summarise(target: Target, figures: list[Work], text: list[Work], rejected: Sequence[Rejection], place: Place) -> None:
+def _summarise(target: Target, plan: dict[str, list[Work]], rejected: Sequence[Rejection], place: Place) -> None:
     """The last process to finish writes rejected.jsonl; it needs no word from the others."""
     folder = target.folder
     if target.staging is not None:
         target.staging.refresh()  # others may have brought shards meanwhile
-    unfinished = sum(not index_path(work.path).exists() for work in [*figures, *text])
+    unfinished = sum(not index_path(work.path).exists() for works in plan.values() for work in works)
     if unfinished:
         _LOG.info("process %d is done; %d shard(s) are still with other processes", place.rank, unfinished)
         return
-    infos = [info for work in figures if (info := read_shard_info(work.path)) is not None]
-    all_rejected = [*rejected, *(Rejection(**r) for info in infos for r in info.facts["rejected"])]
+    infos = [info for work in plan["figures"] if (info := read_shard_info(work.path)) is not None]
+    pictures = [info for work in plan["references"] if (info := read_shard_info(work.path)) is not None]
+    all_rejected = [*rejected, *(Rejection(**r) for info in [*infos, *pictures] for r in info.facts["rejected"])]
     write_rejected(folder / "rejected.jsonl", all_rejected)
     target.finished(folder / "rejected.jsonl")
     rows = sum(info.facts["rows"] for info in infos)
     where = folder if target.staging is None else target.staging.remote.url
-    _LOG.info("%s: %d figures in %d shards, %d captions", where, rows, len(infos), sum(len(w.items) for w in text))
+    _LOG.info("%s: %d figures in %d shards, %d captions", where, rows, len(infos), sum(len(w.items) for w in plan["text"]))
     if all_rejected:
         reasons: defaultdict[str, int] = defaultdict(int)
         for rejection in all_rejected:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -20,10 +22,12 @@ from OpenSciDraw.figures.buckets import Bucket
 from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
 from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, content_of
 from OpenSciDraw.models.base import FigureModel
-from OpenSciDraw.store.table import (
+from OpenSciDraw.store.contract import Contract
+from OpenSciDraw.store.shard import (
+    EDIT_SCHEMA,
     FIGURE_SCHEMA,
+    REFERENCE_SCHEMA,
     TEXT_SCHEMA,
-    Contract,
     Row,
     name_row,
     not_finite,
@@ -83,16 +87,22 @@ class Decoder:
     def __getitem__(self, index: int) -> Prepared | Rejection:
         ref = self.refs[index]
         try:
-            return prepare(ref, self.encode)
+            return replace(prepare(ref, self.encode), references=())  # they have shards of their own; here they were looked at
         except RejectedFigure as error:
             content = content_of(ref)
             return Rejection(ref.id, ref.source, str(error), None if content is None else content.hex())
 
 
 def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], contract: Contract) -> None:
-    """Write a shard of encoded figures."""
+    """Write a shard of encoded figures, or of pictures that edits start from."""
     facts = {"work": work.digest, "rejected": [vars(rejection) for rejection in rejections]}
-    write_shard(work.path, FIGURE_SCHEMA, rows, contract, facts)
+    write_shard(work.path, _schema_of(work), rows, contract, facts)
+
+
+def _schema_of(work: Work) -> pa.Schema:
+    if work.path.parent.name == "references":
+        return REFERENCE_SCHEMA
+    return EDIT_SCHEMA if any(ref.references for ref in work.items) else FIGURE_SCHEMA
 
 
 def figure_rows(
@@ -141,10 +151,14 @@ def _encode_batch(
 
 
 def _figure_row(item: Prepared, latents: Tensor) -> Row:
+    """The row of a figure; a shard's schema takes the columns that it has."""
     columns = {
         "id": item.ref.id,
+        "key": text_key(item.ref.id),
         "caption": item.ref.caption,
         "text_key": text_key(item.ref.caption),
+        "references": b"".join(text_key(reference.id) for reference in item.ref.references),
+        "edit_boxes": np.asarray(item.edit_boxes, dtype=np.float32).tobytes(),
         "bucket_w": item.bucket.width,
         "bucket_h": item.bucket.height,
         "aspect_ratio": item.aspect_ratio,

@@ -15,8 +15,8 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.encode.work import Place, store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, build_model
-from OpenSciDraw.store.shard import what_is_damaged
-from OpenSciDraw.store.table import FIGURE_PARTS, TEXT_PARTS, StoreTable
+from OpenSciDraw.store.shard import FIGURE_PARTS, TEXT_PARTS, what_is_damaged
+from OpenSciDraw.store.table import StoreTable
 from OpenSciDraw.utils.files import make_folder
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -41,6 +41,8 @@ def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[
             _LOG.error("damaged: %s", error)
         return 1
     tables = {"latents": StoreTable(folder / "figures", FIGURE_PARTS)}
+    if tables["latents"].has_edits:
+        tables["references"] = StoreTable(folder / "references", FIGURE_PARTS)
     if (folder / "text").is_dir():
         tables["text"] = StoreTable(folder / "text", TEXT_PARTS)
     problems = [problem for table in tables.values() for problem in _missing_shards(table)]
@@ -57,7 +59,7 @@ def verify_main(target: str, samples: int, out: str | None, overrides: Sequence[
         model = build_model(config, Place.here().device())
         model.load_vae()
         for part, table in tables.items():
-            model.contract().require(table.contract, (part,), folder)
+            model.contract().require(table.contract, ("text" if part == "text" else "latents",), folder)
         problems += _decode_samples(model, tables["latents"], samples, pictures)
     for problem in problems:
         _LOG.error("damaged: %s", problem)

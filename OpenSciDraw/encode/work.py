@@ -17,8 +17,9 @@ import torch
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import FigureRef, content_of
+from OpenSciDraw.store.contract import Contract
+from OpenSciDraw.store.shard import content_of_rows, index_path, mended_shard_info
 from OpenSciDraw.store.staging import Staging
-from OpenSciDraw.store.table import Contract, content_of_rows, index_path, mended_shard_info
 
 _LOG = logging.getLogger("OpenSciDraw")
 _READERS = 8

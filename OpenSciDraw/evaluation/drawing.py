@@ -15,7 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from OpenSciDraw.config import Config, EvaluateConfig
+from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.examples import Example
+from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
 from OpenSciDraw.inference.pictures import guidance_of
@@ -56,13 +58,13 @@ class DrawingBatch:
 
 def batches_of(examples: Iterable[Example], multiple: int, batch_size: int) -> list[DrawingBatch]:
     """Examples of one size together; a size becomes the nearest one whose sides are multiples of `multiple` pixels."""
-    by_size: dict[tuple[int, int], list[Example]] = {}
-    for example in examples:
+    by_size: dict[tuple[int, int, str], list[Example]] = {}
+    for example in examples:  # a pipeline edits the same pictures in all of a batch, so that an edit is one of its own
         width, height = (max(multiple, round(side / multiple) * multiple) for side in (example.width, example.height))
-        by_size.setdefault((width, height), []).append(example)
+        by_size.setdefault((width, height, example.id if example.sources else ""), []).append(example)
     return [
-        DrawingBatch(group[at : at + batch_size], *size)
-        for size, group in by_size.items()
+        DrawingBatch(group[at : at + batch_size], width, height)
+        for (width, height, _), group in by_size.items()
         for at in range(0, len(group), batch_size)
     ]
 
@@ -74,12 +76,15 @@ def draw(
 ) -> list[Any]:  # fmt: skip
     """Pictures (PIL) of a batch; `rows` are its prompts' embeddings.
 
+    Raises UserError for an edit whose source cannot be read, or of a model that does not edit.
+
     A batch that a GPU cannot hold is drawn in halves, unless not `may_halve`: ranks that share a model draw alike.
     """
+    images = _images(model, batch.examples[0])
     try:
         return model.sample(
             pipe, rows, negative, width=batch.width, height=batch.height, steps=sampler.steps, guidance=sampler.guidance,
-            seeds=[sampler.noise_seed(example.id) for example in batch.examples],
+            seeds=[sampler.noise_seed(example.id) for example in batch.examples], **({"images": images} if images else {}),
         )  # fmt: skip
     except torch.OutOfMemoryError:
         if len(batch.examples) == 1 or not may_halve:
@@ -92,6 +97,15 @@ def draw(
         smaller = DrawingBatch(batch.examples[part], batch.width, batch.height)
         pictures += draw(model, pipe, smaller, rows[part], negative, sampler)
     return pictures
+
+
+def _images(model: FigureModel, example: Example) -> list[Any]:
+    if example.sources and not model.edits:
+        raise UserError(f"{example.id!r} edits a picture, and the pipeline of {model.family} takes none. Choose other figures.")
+    try:
+        return example.source_images()
+    except RejectedFigure as error:
+        raise UserError(f"What {example.id!r} edits cannot be used: {error}. Replace it or leave the edit out.") from error
 
 
 def save_picture(picture: Any, path: Path) -> None:

@@ -8,7 +8,8 @@
     a .jsonl of prompts             one object a line; keys below
 
 Keys of a line of prompts: `prompt` (or caption, text), `width` and `height` (px; together, or left to the model), `id`
-(a text or a number; else the line's number), `rubric` (an object: what a judge looks for), `truth` (an object, as
+(a text or a number; else the line's number), `source_image` (or source_images …: pictures to edit, then the prompt is the
+instruction) with `edit_bboxes`, `rubric` (an object: what a judge looks for), `truth` (an object, as
 drawn/figure.py writes it), and the path of a reference picture from the list's folder: `reference` (or image, file_name,
 path, image_path). Other keys are passed over. A .jsonl in which no line has `width`, `rubric`, `truth` or `reference`, and
 that names pictures, is a list of figures.
@@ -29,8 +30,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.figures.buckets import best_bucket
+from OpenSciDraw.figures.buckets import best_bucket, fit, in_bucket
+from OpenSciDraw.figures.edits import REFERENCE_COLUMNS, Boxes, boxes_in, named_in
 from OpenSciDraw.figures.listing import DrawnRef, FigureRef, FileRef, RejectedFigure, list_figures, load_figure
+from OpenSciDraw.figures.rows import resolve
 from OpenSciDraw.figures.sources import jsonl_rows
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -45,7 +48,11 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, the size in pixels to draw it at, and what the picture is compared with (None: nothing of the kind)."""
+    """A prompt, the size in pixels to draw it at, and what the picture is compared with (None: nothing of the kind).
+
+    Of an edit the prompt is the instruction, `sources` are the pictures that it starts from, fitted into buckets of `resolution`
+    (None: as they are), and `edit_boxes` the places that it changes: x0, y0, x1, y1 in pixels of width x height.
+    """
 
     id: str
     prompt: str
@@ -54,6 +61,14 @@ class Example:
     truth: dict[str, Any] | None = None
     reference: FigureRef | Path | Image.Image | None = None
     rubric: dict[str, Any] | None = None
+    sources: tuple[FigureRef, ...] = ()
+    edit_boxes: tuple[tuple[float, float, float, float], ...] = ()
+    resolution: int | None = None
+
+    def source_images(self) -> list[Image.Image]:
+        """The pictures that the edit starts from, as training shows them. Raises RejectedFigure when one cannot be read."""
+        pictures = [load_figure(source) for source in self.sources]
+        return [fitted(picture, self.resolution) for picture in pictures] if self.resolution is not None else pictures
 
     def reference_image(self) -> Image.Image | None:
         """The reference, upright RGB. Raises RejectedFigure when it cannot be read."""
@@ -62,6 +77,11 @@ class Example:
         if isinstance(self.reference, Path):
             return load_figure(FileRef(self.id, self.prompt, str(self.reference), self.reference.stat().st_size, 0))
         return None if self.reference is None else load_figure(self.reference)
+
+
+def fitted(picture: Image.Image, resolution: int) -> Image.Image:
+    """A picture in its bucket, as encoding fits it."""
+    return fit(picture, best_bucket(picture.width, picture.height, resolution))[0]
 
 
 def picture_name(identity: str) -> str:
@@ -87,7 +107,7 @@ def find_picture(folder: Path, identity: str) -> Path:
 
 def load_examples(
     spec: str, limit: int | None = None, resolution: int | None = None, image_column: str | None = None,
-    caption_column: str | None = None, where: Mapping[str, Any] | None = None,
+    caption_column: str | None = None, where: Mapping[str, Any] | None = None, reference_column: str | None = None,
 ) -> list[Example]:  # fmt: skip
     """The examples of `spec` (see the module), the first `limit` of them, in an order that depends on the source alone.
 
@@ -102,7 +122,7 @@ def load_examples(
         rows = list(_json_lines(path))
         if _is_prompts(rows):
             return _unique(path, [_prompt_example(path, number, row, resolution) for number, row in rows[:limit]])
-    refs, rejected = list_figures(spec, image_column, caption_column, limit, where=where)
+    refs, rejected = list_figures(spec, image_column, caption_column, limit, None, where, reference_column)
     if rejected:
         first = rejected[0]
         _LOG.warning("%s: %d figures cannot be used; the first: %s: %s", spec, len(rejected), first.id, first.reason)
@@ -114,7 +134,8 @@ def load_examples(
 
 def _drawn_example(ref: DrawnRef) -> Example:
     truth = ref.draw().truth
-    return Example(ref.id, ref.caption, truth["width"], truth["height"], truth, ref)
+    size = truth["width"], truth["height"]
+    return Example(ref.id, ref.caption, *size, truth, ref, sources=ref.references, edit_boxes=ref.edit_boxes)
 
 
 def _figure_examples(spec: str, refs: list[FigureRef], resolution: int | None) -> list[Example]:
@@ -127,10 +148,14 @@ def _figure_examples(spec: str, refs: list[FigureRef], resolution: int | None) -
         except RejectedFigure as error:
             return f"{ref.id}: {error}"
         truth = truths.get(ref.id) or truths.get(ref.id.rpartition(".")[0])
-        if resolution is not None and truth is None:  # boxes of a truth are in pixels of the figure as it is
-            bucket = best_bucket(width, height, resolution)
+        boxes, fit_at = ref.edit_boxes, None if truth is not None else resolution
+        if fit_at is not None:  # boxes of a truth are in pixels of the figure as it is
+            bucket = best_bucket(width, height, fit_at)
+            boxes = tuple(in_bucket(box, (width, height), bucket) for box in boxes)
             width, height = bucket.width, bucket.height
-        return Example(ref.id, ref.caption, width, height, truth, ref)
+        return Example(
+            ref.id, ref.caption, width, height, truth, ref, sources=ref.references, edit_boxes=boxes, resolution=fit_at,
+        )  # fmt: skip
 
     with ThreadPoolExecutor(8) as pool:
         found = list(tqdm(pool.map(example, refs), total=len(refs), desc="figures", unit="figure"))
@@ -181,11 +206,25 @@ def _prompt_example(path: Path, number: int, row: dict[str, Any], resolution: in
     identity = row.get("id", f"{number:05d}")
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or str(identity).strip() == "":
         raise UserError(f"{where}: id = {identity!r}. It must be a text or a number, or be left out.")
+    sources, boxes = _sources(where, path, row)
     reference = next((row[key] for key in _IMAGE_KEYS if row.get(key)), None)
     file = path.parent / str(reference) if reference is not None else None
     if file is not None and not file.is_file():
         raise UserError(f"{where}: there is no reference picture {file}. Correct the path or leave it out.")
-    return Example(str(identity), prompt.strip(), width, height, truth, file, rubric)
+    return Example(str(identity), prompt.strip(), width, height, truth, file, rubric, sources, boxes, resolution)
+
+
+def _sources(where: str, path: Path, row: dict[str, Any]) -> tuple[tuple[FigureRef, ...], Boxes]:
+    """The pictures that a line's prompt edits, and the boxes of the edit."""
+    try:
+        named = next((names for key in REFERENCE_COLUMNS if (names := named_in(row.get(key)))), [])
+        files, boxes = [resolve(path.parent, name) for name in named], boxes_in(row)
+    except RejectedFigure as error:
+        raise UserError(f"{where}: {error}.") from error
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"{where}: there is no picture to edit {missing[0]}. Correct the path or leave it out.")
+    return tuple(FileRef(file.name, "", str(file), file.stat().st_size, 0) for file in files), boxes
 
 
 def _size(where: str, row: dict[str, Any], resolution: int | None) -> tuple[int, int]:

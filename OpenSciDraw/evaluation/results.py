@@ -34,7 +34,8 @@ def digest(value: Any) -> str:
 
 def digest_of(example: Example) -> str:
     """What makes an example the same one: another prompt, size, truth or rubric under its id is another example."""
-    return digest([example.prompt, example.width, example.height, example.truth, example.rubric])
+    edit = [[[source.id, source.size_bytes] for source in example.sources], example.edit_boxes] if example.sources else []
+    return digest([example.prompt, example.width, example.height, example.truth, example.rubric, *edit])
 
 
 @dataclass(frozen=True)

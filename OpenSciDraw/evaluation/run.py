@@ -171,8 +171,8 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
     examples = []
     if settings.figures is not None and settings.metrics != ["held_out"]:
         encode = config.encode if config is not None else None
-        columns = (encode.image_column, encode.caption_column, encode.where) if encode is not None else ()
-        examples = load_examples(settings.figures, settings.limit, encode.resolution if encode else None, *columns)
+        named = (encode.image_column, encode.caption_column, encode.where, encode.reference_column) if encode is not None else ()
+        examples = load_examples(settings.figures, settings.limit, encode.resolution if encode else None, *named)
     trained = None
     if target.kind == "run":
         from OpenSciDraw.inference.export import find_trained

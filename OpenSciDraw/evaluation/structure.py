@@ -86,7 +86,7 @@ def score_structure(picture: Image.Image | None, example: Any) -> Scores:
         return scores | _score_curves(read, truth["plot"]["series"])
     parts = [part for part in truth["components"] if part["shape"] != "container"]
     found = [] if read is None else read.components
-    pairs = _pair(parts, found, side)
+    pairs = pair_parts(parts, found, side)
     scores |= _score_parts(parts, found, pairs)
     if plot == "bar":
         return scores | _score_order(parts, found, pairs, truth["plot"]) | _score_ticks(read, truth, side)
@@ -101,22 +101,22 @@ def _kind(read: ReadFigure) -> str:
     return "line" if read.curves and not read.components else "bar" if read.components else "axes"
 
 
-def _middle(box: Sequence[float]) -> tuple[float, float]:
+def middle_of(box: Sequence[float]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def _same_shape(part: dict[str, Any], read: ReadComponent) -> bool:
+def same_shape(part: dict[str, Any], read: ReadComponent) -> bool:
     return _ROUND.get(part["shape"], part["shape"]) == _ROUND.get(read.shape, read.shape)
 
 
-def _pair(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent], side: float) -> dict[int, int]:
+def pair_parts(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent], side: float) -> dict[int, int]:
     """Place of a true component -> place of what was read: nearest pairs first, ties by label, colour and shape."""
     costs = []
     for i, part in enumerate(parts):
         for k, read in enumerate(found):
-            apart = math.dist(_middle(part["box"]), read.middle) / side
+            apart = math.dist(middle_of(part["box"]), read.middle) / side
             if apart <= TOLERANCE:
-                wrong = 0.06 * (part["color"] != read.color) + 0.04 * (not _same_shape(part, read))
+                wrong = 0.06 * (part["color"] != read.color) + 0.04 * (not same_shape(part, read))
                 wrong += 0.08 * (not same_text(read.label, part["label"]))
                 costs.append((apart + wrong, i, k))
     pairs: dict[int, int] = {}
@@ -132,7 +132,7 @@ def _score_parts(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent]
     scores: Scores = {"components": (float(len(pairs)), float(max(len(parts), len(found))))}
     scores["colour"] = (float(sum(r is not None and r.color == p["color"] for p, r in couples)), count)
     if all(part["shape"] != "bar" for part in parts):
-        scores["shape"] = (float(sum(r is not None and _same_shape(p, r) for p, r in couples)), count)
+        scores["shape"] = (float(sum(r is not None and same_shape(p, r) for p, r in couples)), count)
     named = [(p, r is not None and same_text(r.label, p["label"])) for p, r in couples if p["label"]]
     for name, chosen in (("labels", named), ("one_letter_labels", [c for c in named if len(c[0]["label"]) == 1])):
         if chosen:
@@ -145,16 +145,16 @@ def _score_arrows(
 ) -> Scores:
     known = {part["id"] for part in parts}
     true_arrows = [a for a in truth["arrows"] if a["source"] in known and a["target"] in known]
-    wanted = {_arrow(a["source"], a["target"], a["directed"]) for a in true_arrows}
+    wanted = {arrow_key(a["source"], a["target"], a["directed"]) for a in true_arrows}
     if read is None:
         return {"arrows": (0.0, float(len(wanted)))} if wanted else {}
     name = {k: parts[i]["id"] for i, k in pairs.items()}  # a shape that does not belong keeps its number as its name
-    seen = {_arrow(name.get(a.source, str(a.source)), name.get(a.target, str(a.target)), a.directed) for a in read.arrows}
+    seen = {arrow_key(name.get(a.source, str(a.source)), name.get(a.target, str(a.target)), a.directed) for a in read.arrows}
     total = max(len(wanted), len(seen))
     return {"arrows": (float(len(wanted & seen)), float(total))} if total else {}
 
 
-def _arrow(source: str, target: str, directed: bool) -> tuple[str, str, bool]:
+def arrow_key(source: str, target: str, directed: bool) -> tuple[str, str, bool]:
     return (source, target, True) if directed else (min(source, target), max(source, target), False)
 
 
@@ -178,7 +178,7 @@ def _score_ticks(read: ReadFigure | None, truth: dict[str, Any], side: float) ->
         return {}
     hits = 0
     for label in ticks:
-        near = [] if read is None else [t for t in read.texts if math.dist(_middle(t.box), _middle(label["box"])) < 0.1 * side]
+        near = [] if read is None else [t for t in read.texts if math.dist(middle_of(t.box), middle_of(label["box"])) < 0.1 * side]
         hits += any(same_text(text.text, label["text"]) for text in near)
     return {"labels": (float(hits), float(len(ticks))), "one_letter_labels": (float(hits), float(len(ticks)))}
 

@@ -101,6 +101,23 @@ def background_colour(image: Image.Image) -> tuple[int, int, int]:
     return colour if alike.mean() >= 0.5 else WHITE
 
 
+def placement(size: tuple[int, int], bucket: Bucket) -> Box:
+    """Where a picture of `size` (width, height) lies in its bucket: x0, y0, x1, y1, half-open."""
+    scale = min(bucket.width / size[0], bucket.height / size[1])
+    width, height = (min(most, max(1, round(side * scale))) for side, most in zip(size, (bucket.width, bucket.height), strict=True))
+    x0, y0 = (bucket.width - width) // 2, (bucket.height - height) // 2
+    return x0, y0, x0 + width, y0 + height
+
+
+def in_bucket(box: tuple[float, float, float, float], size: tuple[int, int], bucket: Bucket) -> tuple[float, float, float, float]:
+    """A box in pixels of a picture of `size`, cut to it, in pixels of the bucket that the picture is fitted into."""
+    x0, y0, x1, y1 = placement(size, bucket)
+    across, down = (x1 - x0) / size[0], (y1 - y0) / size[1]
+    left, right = (x0 + min(max(x, 0), size[0]) * across for x in (box[0], box[2]))
+    top, bottom = (y0 + min(max(y, 0), size[1]) * down for y in (box[1], box[3]))
+    return left, top, right, bottom
+
+
 def fit(image: Image.Image, bucket: Bucket) -> tuple[Image.Image, Box]:
     """Scale an RGB figure into a bucket and pad it; nothing is cropped, small figures are enlarged.
 
@@ -111,12 +128,9 @@ def fit(image: Image.Image, bucket: Bucket) -> tuple[Image.Image, Box]:
     """
     if image.mode != "RGB":
         raise ValueError(f"fit() takes an RGB picture, not {image.mode}; load_figure() gives one.")
-    scale = min(bucket.width / image.width, bucket.height / image.height)
-    width = min(bucket.width, max(1, round(image.width * scale)))
-    height = min(bucket.height, max(1, round(image.height * scale)))
+    box = placement(image.size, bucket)
+    width, height = box[2] - box[0], box[3] - box[1]
     scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
-    x0, y0 = (bucket.width - width) // 2, (bucket.height - height) // 2
-    box = (x0, y0, x0 + width, y0 + height)
     if (width, height) == (bucket.width, bucket.height):
         return scaled, box
     picture = Image.new("RGB", (bucket.width, bucket.height), background_colour(image))

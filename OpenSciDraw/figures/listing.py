@@ -24,7 +24,7 @@ __all__ = [
     "DrawnRef", "FigureRef", "FileRef", "RejectedFigure", "Rejection", "RowRef", "content_of", "list_figures", "load_figure",
     "write_rejected",
 ]  # fmt: skip
-_DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]"
+_DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]"
 
 
 def list_figures(
@@ -34,6 +34,7 @@ def list_figures(
     max_figures: int | None = None,
     min_quality: str | None = None,
     where: Mapping[str, Any] | None = None,
+    reference_column: str | None = None,
 ) -> tuple[list[FigureRef], list[Rejection]]:
     """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
 
@@ -43,9 +44,12 @@ def list_figures(
       (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
     - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
       bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
-    - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE]': figures that the program draws.
+    - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of
+      figures before and after an edit, with instructions (drawn/edits.py; styles small, the default then, and house).
 
     Columns are found by name (image, file_name, path, image_path or target_image_path; caption, text or prompt) unless given.
+    Edits name the pictures that they start from: x.source.png (x.source2.png, …) beside x.png, or a column source_image,
+    source_image_path, reference_image (…), and may say by `edit_bboxes` where they change something: see edits.py.
     A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
     are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') rows
     of such a tier (columns quality, quality_tier), `where` rows with these values ({'split': 'gen_768'}).
@@ -55,12 +59,13 @@ def list_figures(
     """
     if str(source).startswith("drawn:"):
         return _list_drawn(str(source), max_figures), []
-    from OpenSciDraw.figures.sources import Listing, scan  # pyarrow
+    from OpenSciDraw.figures.found import Listing
+    from OpenSciDraw.figures.sources import scan
 
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"There is no figure source {source} (working directory: {Path.cwd()}). {_allowed()}")
-    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality, where)
+    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality, where, reference_column)
     scan(listing, path)
     listing.filter.require_one_split(source)
     if not listing.refs:
@@ -85,19 +90,23 @@ def _nothing(source: str | Path, rejections: Sequence[Rejection]) -> str:
 
 def _list_drawn(source: str, max_figures: int | None) -> list[FigureRef]:
     _, count, *options = source.split(":")
-    values, style = {"seed": 0, "size": 256}, "rich"
+    edit = "edit" in options
+    values, style = {"seed": 0}, "small" if edit else "rich"
     for option in options:
         name, _, value = option.partition("=")
         if name == "style":
-            style, values["size"] = value, values["size"] if value == "rich" else 128
-        elif name not in values or not value.isdecimal():
+            style = value
+        elif option != "edit" and (name not in ("seed", "size") or not value.isdecimal()):
             raise UserError(f"Cannot read {option!r} in {source!r}. Write {_DRAWN}, for example drawn:2000:seed=1.")
-        else:
+        elif option != "edit":
             values[name] = int(value)
+    size = values.get("size", 256 if style == "rich" else 128)
     if not count.isdecimal() or int(count) < 1:
         raise UserError(f"Cannot read the count {count!r} in {source!r}. Write {_DRAWN}, for example drawn:2000.")
+    if edit and values.get("size", 128) != 128:
+        raise UserError(f"{source!r}: edits have 128 x 128 px. Leave size={size} out.")
     number = int(count) if max_figures is None else min(int(count), max_figures)
-    return [_drawn_ref(values["seed"], index, values["size"], style) for index in range(number)]
+    return [(_edit_ref if edit else _drawn_ref)(values["seed"], index, size, style) for index in range(number)]
 
 
 def _drawn_ref(seed: int, index: int, size: int, style: str) -> DrawnRef:
@@ -106,6 +115,16 @@ def _drawn_ref(seed: int, index: int, size: int, style: str) -> DrawnRef:
     figure = draw_figure(seed, index, size, style=style)  # a drawn figure's caption is known once it is drawn
     place = f"drawn:seed={seed}:size={size}:style={style}#{index}"
     return DrawnRef(f"{figure.id}-{size}px", figure.caption, place, 0, 0, seed, index, size, style)
+
+
+def _edit_ref(seed: int, index: int, size: int, style: str) -> DrawnRef:
+    from OpenSciDraw.drawn.edits import draw_edit
+
+    edit = draw_edit(seed, index, style)
+    place = f"drawn:seed={seed}:style={style}:edit#{index}"
+    before = DrawnRef(f"{edit.id}.source", edit.before.caption, f"{place}.source", 0, 0, seed, index, size, style, edit="before")
+    return DrawnRef(edit.id, edit.instruction, place, 0, 0, seed, index, size, style, edit="after", references=(before,),
+                    edit_boxes=edit.boxes)  # fmt: skip
 
 
 def write_rejected(path: str | Path, rejections: Iterable[Rejection]) -> None:

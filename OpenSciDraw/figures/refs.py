@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import xxhash
 from PIL import Image
@@ -25,6 +25,8 @@ class FigureRef:
     `source` names for a reader where it is: a file path, 'file#row' or the drawing program's own figure.
     `size_bytes` and `changed_ns` are those of the file that holds it (for a row: the whole file; 0 for drawn figures), so
     that a figure that was replaced can be told from the one that was encoded. `bucket` is (width, height) where a list names it.
+    The result of an edit has the pictures that it was made from as `references`; its caption is the instruction, and `edit_boxes`,
+    where they are known, are the places that the edit changes: x0, y0, x1, y1 in pixels of this picture.
     """
 
     id: str
@@ -33,6 +35,8 @@ class FigureRef:
     size_bytes: int
     changed_ns: int = field(compare=False)
     bucket: tuple[int, int] | None = field(default=None, kw_only=True)
+    references: tuple[FigureRef, ...] = field(default=(), kw_only=True)
+    edit_boxes: tuple[tuple[float, float, float, float], ...] = field(default=(), kw_only=True)
 
     def read(self) -> bytes:
         """The picture file's bytes. Raises RejectedFigure when they cannot be read."""
@@ -68,15 +72,21 @@ class RowRef(FigureRef):
 
 @dataclass(frozen=True, slots=True)
 class DrawnRef(FigureRef):
-    """A figure that the program draws again whenever it is read."""
+    """A figure that the program draws again whenever it is read: one of its own, or an edit "before" or "after" it."""
 
     seed: int
     index: int
     size: int
     style: str
+    edit: Literal["before", "after"] | None = field(default=None, kw_only=True)
 
     def draw(self) -> DrawnFigure:
         """Picture, caption and ground truth."""
+        if self.edit is not None:
+            from OpenSciDraw.drawn.edits import draw_edit
+
+            edit = draw_edit(self.seed, self.index, self.style)
+            return edit.before if self.edit == "before" else edit.after
         from OpenSciDraw.drawn.figure import draw_figure
 
         return draw_figure(self.seed, self.index, self.size, style=self.style)

@@ -10,7 +10,6 @@ from typing import Any
 from OpenSciDraw.errors import UserError
 
 QUALITIES = ("low", "medium", "high")  # tiers of `scienceflow prepare`
-EDITED, SOURCE = "target_image_path", "source_image_path"  # columns of published lists of edits: pictures after and before
 _SPLIT, _QUALITY_COLUMNS = "split", ("quality", "quality_tier")
 
 
@@ -33,7 +32,6 @@ class RowFilter:
                 raise self._missing(f"where = {dict(self.where)!r}", name, file, present)
         own = [_SPLIT] if _SPLIT in present else []
         own += [name for name in ("bucket_w", "bucket_h") if name in present]
-        own += [SOURCE, EDITED] if {SOURCE, EDITED} <= set(present) else []
         return list(dict.fromkeys([*quality, *self.where, *own]))
 
     @staticmethod
@@ -57,8 +55,6 @@ class RowFilter:
                 return f"quality: {tier}, under encode.min_quality"
         if row.get(_SPLIT) is not None:
             self._splits[_as_text(row[_SPLIT])] += 1
-        if EDITED in row and row.get(SOURCE) not in (None, "", b""):
-            return "an edit pair: it has a source picture, and its caption is an instruction"
         return None
 
     def require_one_split(self, source: str | Path) -> None:

@@ -1,4 +1,4 @@
 """A trained run → pictures (sample), → files for other programs (export).
 
-May use: utils, config, models, weights.
+May use: utils, config, figures, models, weights.
 """

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
-from OpenSciDraw.inference.pictures import grid, guidance_of, resolutions
+from OpenSciDraw.inference.pictures import grid, guidance_of, pictures_to_edit, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
@@ -76,7 +76,9 @@ def main(arguments: Namespace) -> int:
     pipe = model.pipeline(model.transformer)
     if trained.is_lora:
         attach_lora(pipe, trained.path)
-    default = resolutions(config)[:1] or [(config.encode.resolution, config.encode.resolution)]
+    images = pictures_to_edit(arguments.image, model, config.encode, "--image")
+    side = config.encode.resolution
+    default = [image.size for image in images[:1]] or resolutions(config)[:1] or [(side, side)]
     width, height = arguments.width or default[0][0], arguments.height or default[0][1]
     multiple = model.pixel_multiple
     if width % multiple or height % multiple:
@@ -88,7 +90,7 @@ def main(arguments: Namespace) -> int:
         for at, number in tqdm(jobs, desc="pictures", unit="picture"):
             picture = model.sample(
                 pipe, [rows[at]], rows[-1], width=width, height=height, steps=arguments.steps or config.num_inference_steps,
-                guidance=guidance, seeds=[arguments.seed + number],
+                guidance=guidance, seeds=[arguments.seed + number], **({"images": images} if images else {}),
             )[0]  # fmt: skip
             writer.submit(_save, picture, out / f"{at:02d}_seed{arguments.seed + number}.png")
             pictures.append(picture)

@@ -56,6 +56,7 @@ class FigureModel(Components):
 
     block_layers: ClassVar[str] = ""  # lora_layers of all linear layers of its blocks
     pipeline_text_limit: ClassVar[int] = 1 << 30  # tokens of text at which the released pipeline stops
+    edits: ClassVar[bool] = False  # whether the released pipeline takes pictures to edit, and `velocity` references
     # layers of one module that are called with the same tensor: their adapters are computed together (weights/adapters.py)
     shared_inputs: ClassVar[tuple[tuple[str, ...], ...]] = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
@@ -113,13 +114,21 @@ class FigureModel(Components):
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) -> what the transformer denoises (B, Cn, hn, wn), fp32."""
 
+    def normalize_references(self, references: Sequence[Tensor], are_pixels: bool) -> list[Tensor]:
+        """Pictures that edits start from, as raw latents or as pixels in [-1, 1], each (B, …) -> what `velocity` takes of them."""
+        raw = [self.encode_images(part) for part in references] if are_pixels else references
+        return [self.normalize(part.to(self.device, non_blocking=True)) for part in raw]
+
     @abstractmethod
     def decode(self, normalized: Tensor) -> Tensor:
         """Normalised latents (B, Cn, hn, wn) -> pixels (B, 3, H, W) in [-1, 1]."""
 
     @abstractmethod
-    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch) -> Tensor:
-        """Predicted noise - clean at noise level sigma (B,) in [0, 1]; (B, Cn, hn, wn) as `noisy`."""
+    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
+        """Predicted noise - clean at noise level sigma (B,) in [0, 1]; (B, Cn, hn, wn) as `noisy`.
+
+        `references`: normalised latents, each (B, Cn, h_i, w_i), of the pictures that are edited; of a family that `edits` alone.
+        """
 
     # -- inference -----------------------------------------------------------------------------------
     def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:
@@ -137,9 +146,12 @@ class FigureModel(Components):
     @abstractmethod
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
-        guidance: float, seeds: Sequence[int],
+        guidance: float, seeds: Sequence[int], images: Sequence[Any] = (),
     ) -> list[Any]:
-        """Pictures (PIL) from the family's own pipeline, one for each (L, D) prompt row and seed."""
+        """Pictures (PIL) from the family's own pipeline, one for each (L, D) prompt row and seed.
+
+        `images`: pictures (PIL) that all of them edit; of a family that `edits` alone.
+        """
 
     @abstractmethod
     def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:

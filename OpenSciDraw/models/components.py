@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ class Components(ABC):
         self._vae_copies: dict[torch.dtype, nn.Module] = {}
         self._transformer: nn.Module | None = None
         self._text_encoder: Any = None
+        self.reference_policy: Callable[[], AbstractContextManager[Any]] | None = None  # training sets it where one is asked for
 
     @property
     def vae(self) -> Any:
@@ -80,6 +82,20 @@ class Components(ABC):
     @transformer.setter
     def transformer(self, module: nn.Module) -> None:
         self._transformer = module
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, `velocity` is that of the policy as it was when training began, without gradients.
+
+        Call it before the policy's own forward of a step: what that one recomputes in the backward must be its own.
+
+        Raises:
+            RuntimeError: training has not set up a reference.
+        """
+        if self.reference_policy is None:
+            raise RuntimeError("no reference policy: only training with an objective that compares with one has it")
+        with torch.no_grad(), self.reference_policy():
+            yield
 
     @property
     def text_encoder(self) -> Any:

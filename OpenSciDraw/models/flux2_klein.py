@@ -15,32 +15,12 @@ from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.models import flux2_blocks
+from OpenSciDraw.models import flux2_blocks, flux2_names
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
 from OpenSciDraw.registry import MODELS
 
 TEXT_LAYERS = (9, 18, 27)  # hidden states of Qwen3 that are concatenated (Flux2KleinPipeline.encode_prompt)
 TEMPLATE = "qwen3-chat: one user turn, add_generation_prompt, enable_thinking=False"
-
-# diffusers name -> original name (the repository of Black Forest Labs, used by ComfyUI)
-_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
-_DOUBLE = {
-    "attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj",
-    "ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2",
-    "ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2",
-}  # fmt: skip
-_FUSED = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-}
-_OUTER = {
-    "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
-    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
-    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
-    "single_stream_modulation.linear": "single_stream_modulation.lin",
-    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
-    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
-}  # fmt: skip
 
 
 @MODELS.register("Flux2Klein")
@@ -53,6 +33,7 @@ class Flux2Klein(FigureModel):
     block_layers = (
         "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
     )
+    edits = True
     base_models = "black-forest-labs/FLUX.2-klein-base-9B or black-forest-labs/FLUX.2-klein-base-4B"
 
     # -- components ---------------------------------------------------------------------------
@@ -153,21 +134,25 @@ class Flux2Klein(FigureModel):
         latents = Flux2KleinPipeline._unpatchify_latents(normalized.float() * std + mean)
         return self.vae.decode(latents.to(self.vae.dtype)).sample
 
-    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch) -> Tensor:
+    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
         batch, _, height, width = noisy.shape
         # int64 ids: in bf16 only 513 of the first 1024 positions stay distinct
-        img_ids = Flux2KleinPipeline._prepare_latent_ids(noisy).to(noisy.device, non_blocking=True)
+        img_ids = Flux2KleinPipeline._prepare_latent_ids(noisy)
         txt_ids = Flux2KleinPipeline._prepare_text_ids(text.embeds).to(noisy.device, non_blocking=True)
+        tokens = [Flux2KleinPipeline._pack_latents(part).to(self.weight_dtype) for part in (noisy, *references)]
+        if references:  # clean, behind the noisy ones, at T = 10, 20, ... (Flux2KleinPipeline.prepare_image_latents)
+            ids = Flux2KleinPipeline._prepare_image_ids([part[:1] for part in references])
+            img_ids = torch.cat([img_ids, ids.expand(batch, -1, -1)], dim=1)
         out = self.transformer(
-            hidden_states=Flux2KleinPipeline._pack_latents(noisy).to(self.weight_dtype),
+            hidden_states=torch.cat(tokens, dim=1) if references else tokens[0],
             encoder_hidden_states=text.embeds.to(self.weight_dtype),
             timestep=sigma,  # the transformer multiplies by 1000 itself
-            img_ids=img_ids,
+            img_ids=img_ids.to(noisy.device, non_blocking=True),
             txt_ids=txt_ids,
             guidance=None,
             return_dict=False,
         )[0]
-        return out.transpose(1, 2).reshape(batch, -1, height, width)
+        return out[:, : height * width].transpose(1, 2).reshape(batch, -1, height, width)
 
     # -- inference ----------------------------------------------------------------------------
     def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
@@ -186,54 +171,19 @@ class Flux2Klein(FigureModel):
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
-        guidance: float, seeds: Sequence[int],
+        guidance: float, seeds: Sequence[int], images: Sequence[Any] = (),
     ) -> list[Any]:  # fmt: skip
         embeds = torch.stack(list(prompt_rows)).to(self.device, self.weight_dtype)
         negative = negative_row.to(embeds).expand_as(embeds)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         return pipe(
-            prompt_embeds=embeds, negative_prompt_embeds=negative, width=width, height=height,
+            image=list(images) or None, prompt_embeds=embeds, negative_prompt_embeds=negative, width=width, height=height,
             num_inference_steps=steps, guidance_scale=guidance, generator=generators,
         ).images  # fmt: skip
 
     # -- export and contract ------------------------------------------------------------------
     def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
-        """Names `lora_unet_<module>.{lora_down,lora_up}.weight` and `.alpha`, as ComfyUI reads them.
-
-        The original model fuses q, k, v into one matrix: their three adapters become one of rank 3r,
-        A stacked, B block-diagonal, alpha 3 x alpha, which is exactly the same update.
-        """
-        modules = sorted({name.rsplit(".lora_", 1)[0] for name in layers})
-        pairs = {m: (layers[f"{m}.lora_A.weight"], layers[f"{m}.lora_B.weight"]) for m in modules}
-        out: dict[str, Tensor] = {}
-
-        def put(name: str, down: Tensor, up: Tensor, scale_alpha: float) -> None:
-            key = "lora_unet_" + name.replace(".", "_")
-            out[f"{key}.lora_down.weight"], out[f"{key}.lora_up.weight"] = down.contiguous(), up.contiguous()
-            out[f"{key}.alpha"] = torch.tensor(scale_alpha, dtype=torch.float32)
-
-        for module, (down, up) in pairs.items():
-            kind, _, rest = module.partition(".")
-            index, _, layer = rest.partition(".")
-            if kind == "single_transformer_blocks":
-                put(f"single_blocks.{index}.{_SINGLE[layer]}", down, up, alpha)
-            elif kind == "transformer_blocks" and layer in _DOUBLE:
-                put(f"double_blocks.{index}.{_DOUBLE[layer]}", down, up, alpha)
-            elif module in _OUTER:
-                put(_OUTER[module], down, up, alpha)
-            elif kind != "transformer_blocks":
-                raise UserError(f"LoRA on {module!r} has no counterpart in the original names; export --format diffusers.")
-        for block in sorted({m.split(".")[1] for m in modules if m.startswith("transformer_blocks.")}, key=int):
-            for fused, parts in _FUSED.items():
-                names = [f"transformer_blocks.{block}.{part}" for part in parts]
-                if not any(name in pairs for name in names):
-                    continue
-                width_out, width_in = next((pairs[n][1].shape[0], pairs[n][0].shape[1]) for n in names if n in pairs)
-                zero = (torch.zeros(rank, width_in), torch.zeros(width_out, rank))  # a part that was not trained
-                three = [pairs.get(n, zero) for n in names]
-                down = torch.cat([a.to(three[0][0].dtype) for a, _ in three])
-                put(f"double_blocks.{block}.{fused}", down, torch.block_diag(*(b for _, b in three)), 3 * alpha)
-        return out
+        return flux2_names.original_lora(layers, alpha, rank)
 
     def family_contract(self) -> dict[str, dict[str, Any]]:
         latents = {

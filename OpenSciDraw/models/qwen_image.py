@@ -134,7 +134,8 @@ class QwenImage(FigureModel):
         latents = F.pixel_shuffle(normalized.float(), 2) * std + mean
         return self.vae.decode(latents.to(self.vae.dtype).unsqueeze(2)).sample.squeeze(2)
 
-    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch) -> Tensor:
+    def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
+        assert not references  # `edits` is False: Qwen-Image-Edit is a family of its own
         height, width = noisy.shape[-2:]
         out = self.transformer(
             hidden_states=noisy.flatten(2).transpose(1, 2).to(self.weight_dtype),
@@ -171,7 +172,7 @@ class QwenImage(FigureModel):
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
-        guidance: float, seeds: Sequence[int],
+        guidance: float, seeds: Sequence[int], images: Sequence[Any] = (),
     ) -> list[Any]:  # fmt: skip
         text = {"": list(prompt_rows), "negative_": [negative_row] * len(prompt_rows) if guidance > 1 else []}
         arguments: dict[str, Tensor] = {}

@@ -241,7 +241,7 @@ def room(folder: Path, least: float, wanted: float, what: str, remedy: str) -> F
 def check_store(config: Config, model: FigureModel) -> Finding:
     """Whether the encoded rows were made by this model, as training checks it first."""
     from OpenSciDraw.encode.work import store_folder
-    from OpenSciDraw.store.table import EncodedStore
+    from OpenSciDraw.store.encoded import EncodedStore
 
     if not config.use_parquet_dataset:
         return Finding("ok", f"figures are encoded while training ({config.dataset.figures})")

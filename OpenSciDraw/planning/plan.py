@@ -23,6 +23,7 @@ from OpenSciDraw.planning.step_cost import Shape, Step, planned_model, shapes, s
 from OpenSciDraw.store.codec import encoded_bytes
 from OpenSciDraw.training.memory.activations import RESERVE
 from OpenSciDraw.training.optimizers.choice import optimizer_bytes
+from OpenSciDraw.training.reference import RESIDENT_BLOCKS
 from OpenSciDraw.validation_funcs.evaluate_examples import metrics_in_training
 from OpenSciDraw.weights import trainable
 
@@ -56,6 +57,7 @@ class Plan:
     effective_batch: int
     steps: list[Step]
     memory: dict[str, float] = field(default_factory=dict)
+    cpu_memory: float = 0.0  # of a process, for the frozen copy that preferences are compared with
     encoding_memory: float = 0.0  # of the phase that encodes prompts, before the transformer loads
     store_per_1000: dict[str, float] = field(default_factory=dict)
     checkpoint: float = 0.0
@@ -74,9 +76,6 @@ class Plan:
         return self.peak <= GPUS[self.gpu].memory_gb * GB
 
 
-# -- shapes without memory -------------------------------------------------------------------------
-
-
 # -- arithmetic -----------------------------------------------------------------------------------
 def make_plan(
     config: Config, gpu: str, gpus: int = 1, engine: str = "ddp", mfu: float = DEFAULT_MFU, costs: Costs | None = None
@@ -89,6 +88,8 @@ def make_plan(
     if gpu not in GPUS or engine not in ENGINES:
         known = f"GPUs: {', '.join(GPUS)}. Engines: {', '.join(ENGINES)}."
         raise UserError(f"--gpu {gpu} --engine {engine}: not known. {known}")
+    if config.trains_preferences and engine.startswith("zero"):
+        raise UserError(f"--engine {engine}: {config.train_iteration_func_name!r} does not run under DeepSpeed. Take ddp or fsdp2.")
     if config.mixed_precision == "bf16" and not GPUS[gpu].bf16:
         raise UserError(f"{gpu} has no bf16: mixed_precision = 'bf16' does not run there. Set mixed_precision = 'fp16'.")
     with planned_model(config) as (model, source):
@@ -102,6 +103,7 @@ def make_plan(
         )  # fmt: skip
         all_shapes = shapes(model, config)
         plan.memory = _memory(plan, config, transformer, model)
+        plan.memory["frozen reference"], plan.cpu_memory = _reference(plan, config, transformer)
         plan.encoding_memory = 2 * plan.text_encoder + plan.memory["VAE"] + plan.memory["CUDA context and spare"]
         _disk(plan, config, model, all_shapes)
     plan.steps = _steps(plan, config, all_shapes, {} if costs is None else costs)
@@ -147,6 +149,18 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
         "text encoder": half * plan.text_encoder if config.text == "online" else 0,
         "CUDA context and spare": CONTEXT_BYTES + SPARE * GPUS[plan.gpu].memory_gb * GB,
     }
+
+
+def _reference(plan: Plan, config: Config, transformer: Any) -> tuple[float, float]:
+    """Bytes on one device, and in a process's CPU memory, of the frozen copy that preferences are compared with."""
+    if not config.trains_preferences or config.use_lora:
+        return 0.0, 0.0
+    each = 2 if config.mixed_precision == "bf16" else 4  # under fp16's autocast weights are fp32
+    if plan.engine != "ddp":  # dealt over the devices; DeepSpeed is refused before this
+        return plan.trainable * each / plan.gpus, 0.0
+    blocks = [sum(p.numel() for p in block.parameters()) for block in repeated_blocks(transformer)]
+    there = sorted(blocks)[-RESIDENT_BLOCKS:]
+    return (plan.trainable - sum(blocks) + sum(there)) * each, sum(blocks) * each
 
 
 def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) -> list[Step]:
@@ -253,6 +267,7 @@ def format_plan(plan: Plan) -> str:
         f"    {'total':<34}{sum(plan.memory.values()) / GB:>9.2f} GB of {gpu.memory_gb:.1f}: "
         + ("fits" if plan.fits else "DOES NOT FIT"),
         f"    {'before it, encoding prompts':<34}{plan.encoding_memory / GB:>9.2f} GB",
+        *([f"    {'CPU memory of a process, reference':<34}{plan.cpu_memory / GB:>9.2f} GB"] if plan.cpu_memory else []),
         "",
         "  a micro-step       px          tokens        TFLOP   activations   blocks kept",
     ]

@@ -16,15 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.datasets.batch import AXES
 from OpenSciDraw.encode.work import store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.parallel.sharding import block_lists
-from OpenSciDraw.store.table import EncodedStore
+from OpenSciDraw.store.encoded import EncodedStore
 from OpenSciDraw.training.memory.activations import ActivationBudget, keeps, measure_saved_bytes
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.adapters import adapters_off
 from OpenSciDraw.weights.precision import autocast_type, compute_throughout
 from OpenSciDraw.weights.trainable import resolve_lora_layers
 
@@ -170,6 +172,11 @@ def norms_as_on_a_gpu() -> Iterator[None]:
         torch.nn.functional.rms_norm = norm  # type: ignore[assignment]
 
 
+def pictures_of_a_sample(config: Config) -> int:
+    """How many pictures a sample of the batch is at most: of preferences a winner and a loser for each axis."""
+    return 1 + len(AXES) if config.trains_preferences else 1
+
+
 def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
     """A micro-step of the transformer with only the first `blocks` of each of its lists."""
     transformer = model.empty_transformer(trainable.loading_dtype(config))
@@ -182,7 +189,7 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
     with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
         model.transformer = _as_fake(transformer)
         compute_throughout(model, transformer, config)
-        noisy, text = _inputs(model, shape, config.train_batch_size)
+        noisy, text = _inputs(model, shape, config.train_batch_size * pictures_of_a_sample(config))
 
         def forward() -> Tensor:
             with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
@@ -193,6 +200,9 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
             if recompute:
                 ActivationBudget(transformer, None)
             with count_flops() as counter:
+                if config.trains_preferences:  # the reference: the same transformer, or one of the same shapes
+                    with torch.no_grad(), adapters_off(transformer):
+                        forward()
                 forward().float().pow(2).mean().backward()
             numbers += [counter.get_total_flops(), measure_saved_bytes(forward, transformer)]
     return _Run(*numbers)

@@ -33,7 +33,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.figures.sources import ID_COLUMN
+from OpenSciDraw.figures.tables import ID_COLUMN
 from OpenSciDraw.prepare.data_card import Results, write_results
 from OpenSciDraw.prepare.extract import (
     SMALL,

@@ -47,16 +47,33 @@ _TENSOR_FIELDS = [
     pa.field("shape", pa.list_(pa.int32()), nullable=False),
     pa.field(_CHECKSUM, pa.uint64(), nullable=False),
 ]
-FIGURE_SCHEMA = pa.schema(
+_PICTURE_FIELDS = [
+    pa.field("bucket_w", pa.int32(), nullable=False),
+    pa.field("bucket_h", pa.int32(), nullable=False),
+    pa.field("aspect_ratio", pa.float32(), nullable=False),  # height / width of the source picture
+    pa.field("placement", pa.list_(pa.int32()), nullable=False),  # x0, y0, x1, y1 of the picture in its bucket
+    pa.field("content", pa.binary(KEY_BYTES)),  # xxh3 of the picture's file; null for drawn ones, and before 0.5.0
+]
+_FIGURE_FIELDS = [
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("text_key", pa.binary(KEY_BYTES), nullable=False),
+    *_PICTURE_FIELDS,
+]
+FIGURE_SCHEMA = pa.schema([*_FIGURE_FIELDS, *_TENSOR_FIELDS])
+EDIT_SCHEMA = pa.schema(  # figures of a list in which some are edits
     [
+        *_FIGURE_FIELDS,
+        pa.field("references", pa.binary(), nullable=False),  # keys of the pictures that it starts from, one behind the other
+        pa.field("edit_boxes", pa.binary(), nullable=False),  # float32 x0, y0, x1, y1 of each, as fractions of the bucket
+        *_TENSOR_FIELDS,
+    ]
+)
+REFERENCE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
         pa.field("id", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("text_key", pa.binary(KEY_BYTES), nullable=False),
-        pa.field("bucket_w", pa.int32(), nullable=False),
-        pa.field("bucket_h", pa.int32(), nullable=False),
-        pa.field("aspect_ratio", pa.float32(), nullable=False),  # height / width of the source picture
-        pa.field("placement", pa.list_(pa.int32()), nullable=False),  # x0, y0, x1, y1 of the picture in its bucket
-        pa.field("content", pa.binary(KEY_BYTES)),  # xxh3 of the picture's file; null for drawn ones, and before 0.5.0
+        *_PICTURE_FIELDS,
         *_TENSOR_FIELDS,
     ]
 )
@@ -64,12 +81,12 @@ TEXT_SCHEMA = pa.schema(
     [pa.field("key", pa.binary(KEY_BYTES), nullable=False), pa.field("caption", pa.string(), nullable=False), *_TENSOR_FIELDS]
 )
 
-
-# -- tensors and their bytes: the only place that knows how the ones become the others --------------
+KINDS = ("figures", "references", "text")  # folders of a store
+SCHEMAS = (FIGURE_SCHEMA, EDIT_SCHEMA, REFERENCE_SCHEMA, TEXT_SCHEMA)
 
 
 def text_key(caption: str) -> bytes:
-    """Captions are stored once: the key is a hash of the exact text."""
+    """Captions, and pictures that edits start from, are stored once: the key is a hash of the exact text, or of the id."""
     return hashlib.sha256(caption.encode()).digest()[:KEY_BYTES]
 
 
@@ -151,14 +168,14 @@ def rebuild_index(shard: Path) -> bool:
     try:
         file = pq.ParquetFile(shard)
         metadata, found = file.metadata.metadata, file.schema_arrow.names
-        schema = FIGURE_SCHEMA if found == FIGURE_SCHEMA.names else TEXT_SCHEMA
+        schema = next(schema for schema in SCHEMAS if schema.names == found)
         contract, facts = Contract.from_json(metadata[b"contract"]), parse_json(metadata[b"facts"])
         small = file.read(columns=[name for name in schema.names if name != "tensor"]).to_pylist()
         whole = _digest(small, schema) == facts.get("small_columns") and len(small) == facts["rows"]
         for at, columns in enumerate(small if whole else []):
             data = file.read_row_group(at, columns=["tensor"]).column("tensor")[0].as_buffer()
             whole = whole and CHECKSUMS[_CHECKSUM](memoryview(data)) == columns[_CHECKSUM]
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, StopIteration):
         return False
     if whole:
         write_index(shard, _index_of(shard, schema, small, contract, facts))

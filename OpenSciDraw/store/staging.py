@@ -11,10 +11,8 @@ from pathlib import Path
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.store.remote import PATIENT, THREADS, Patience, Remote, modified, version_of
 from OpenSciDraw.store.remote_files import default_cache
-from OpenSciDraw.store.shard import index_path, what_is_damaged
+from OpenSciDraw.store.shard import KINDS, index_path, what_is_damaged
 from OpenSciDraw.utils.files import locked, parse_json
-
-_KINDS = ("figures", "text")
 
 
 class Staging:
@@ -42,7 +40,7 @@ class Staging:
         with locked(self.folder / "lock"):
             before: dict[str, str] = parse_json(known.read_text()) if known.exists() else {}
             after: dict[str, str] = {}
-            for kind in _KINDS:
+            for kind in KINDS:
                 after |= self._refresh(kind, before)
             known.write_text(json.dumps(after))
 

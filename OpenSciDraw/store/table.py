@@ -1,7 +1,8 @@
-"""The encoded store: sharded Parquet that knows how it was made (a shard: shards.py), read row by row.
+"""The encoded store: sharded Parquet that knows how it was made (a shard: shard.py), read row by row.
 
-    <store>/figures/00000.parquet + 00000.index.arrow     one figure a row: latents
-    <store>/text/00000.parquet    + 00000.index.arrow     one caption a row: prompt embeddings
+    <store>/figures/00000.parquet    + 00000.index.arrow     one figure a row: latents
+    <store>/references/00000.parquet + 00000.index.arrow     one picture a row that edits start from: latents
+    <store>/text/00000.parquet       + 00000.index.arrow     one caption or instruction a row: prompt embeddings
 
 Opening reads the numbers of all rows out of the indices into arrays (about 60 bytes a row and table), and where
 their strings lie: afterwards a row costs one positional read of its tensor and short ones of its strings. No
@@ -24,46 +25,28 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.store.contract import Contract, from_bytes, recorded_precision
-from OpenSciDraw.store.files import Files, Folder, IsWhole, LocalFiles, LocalFolder, OpenFiles, Span
+from OpenSciDraw.store.contract import Contract, from_bytes
+from OpenSciDraw.store.files import Files, IsWhole, LocalFiles, OpenFiles, Span
 from OpenSciDraw.store.shard import (
     CHECKSUMS,
-    FIGURE_PARTS,
-    FIGURE_SCHEMA,
     KEY_BYTES,
-    TEXT_PARTS,
-    TEXT_SCHEMA,
-    Row,
     ShardInfo,
-    content_of_rows,
     index_path,
-    mended_shard_info,
-    name_row,
     not_finite,
     open_index,
     read_shard_info,
-    require_space,
     tensor_places,
-    text_key,
-    write_shard,
 )
 from OpenSciDraw.utils.files import parse_json, sha256_of
 
-__all__ = [
-    "EMPTY_PROMPT", "FIGURE_PARTS", "FIGURE_SCHEMA", "TEXT_PARTS", "TEXT_SCHEMA", "Contract", "EncodedStore", "Row", "ShardInfo",
-    "StoreTable", "content_of_rows", "index_path", "mended_shard_info", "name_row", "not_finite", "read_shard_info",
-    "recorded_precision", "require_space", "text_key", "write_shard",
-]  # fmt: skip
-
-EMPTY_PROMPT = ""
-_KEY_TYPE = f"S{KEY_BYTES}"
+KEY_TYPE = f"S{KEY_BYTES}"
 _NUMBERS, _KEYS = {"bucket_w", "bucket_h", "offset", "nbytes"}, {"text_key", "key"}
-_STRINGS = ("id", "caption")
+_STRINGS, _BYTES = ("id", "caption"), ("references", "edit_boxes")  # of which a row's place in the index file is kept
 
 
 # -- a table -----------------------------------------------------------------------------------
 class StoreTable:
-    """All rows of one kind ('figures' or 'text') of a store; tensors and strings are read on demand.
+    """All rows of one of the KINDS of a store; tensors and strings are read on demand.
 
     Raises:
         UserError: no shard, an unfinished shard, shards made in different ways.
@@ -98,6 +81,10 @@ class StoreTable:
                     continue
                 rows = _numbers_of(batch, mapped.address, self._checksum_of[number])
                 rows["shard"] = np.full(len(batch), number, dtype=np.int32)
+                for name in rows.keys() - found.keys() if found else ():  # edits came after the figures of earlier shards
+                    found[name] = bytearray(len(found["shard"]) // 4 * rows[name].itemsize)
+                for name in found.keys() - rows.keys():
+                    rows[name] = np.zeros(len(batch), empty[name].dtype)
                 for name, values in rows.items():
                     found.setdefault(name, bytearray()).extend(values.tobytes())
                     empty.setdefault(name, values[:0])
@@ -119,8 +106,17 @@ class StoreTable:
         """The values of a small column, shard by shard."""
         for shard in self.shards:
             reader = open_index(index_path(shard))[0]
-            for at in range(reader.num_record_batches):
+            for at in range(reader.num_record_batches if column in reader.schema.names else 0):
                 yield reader.get_batch(at).column(column)
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether some shard names pictures that its figures were made from."""
+        return "references" in self._columns
+
+    def bytes_of(self, column: str) -> bytes:
+        """All rows' bytes in a column of bytes, one behind the other."""
+        return b"".join(value for batch in self.batches(column) for value in batch.to_pylist())
 
     @property
     def infos(self) -> list[ShardInfo]:
@@ -142,9 +138,10 @@ class StoreTable:
     def value(self, column: str, row: int) -> Any:
         """A row's value in any small column."""
         shard = int(self._shard_of[row])
-        if column in _STRINGS and column in self._columns:
+        if column in (*_STRINGS, *_BYTES) and column in self._columns:
             start, size = int(self._columns[column][row]), int(self._columns[f"{column}_bytes"][row])
-            return os.pread(self._indices[shard], size, start).decode()
+            found = os.pread(self._indices[shard], size, start) if size else b""  # of nothing Arrow keeps no place
+            return found.decode() if column in _STRINGS else found
         first = int(np.searchsorted(self._shard_of, shard))
         return open_index(index_path(self.shards[shard]))[0].read_all().column(column)[row - first].as_py()
 
@@ -216,9 +213,9 @@ def _numbers_of(batch: pa.RecordBatch, address: int, checksum: str) -> dict[str,
     for name in _NUMBERS & columns.keys():
         found[name] = columns[name].to_numpy()
     for name in _KEYS & columns.keys():
-        found[name] = np.frombuffer(columns[name].buffers()[1], _KEY_TYPE, len(batch))
+        found[name] = np.frombuffer(columns[name].buffers()[1], KEY_TYPE, len(batch))
     found["shape"] = columns["shape"].flatten().to_numpy().reshape(len(batch), -1)
-    for name in _STRINGS if "id" in columns else ():
+    for name in [name for name in (*_STRINGS, *_BYTES) if name in columns] if "id" in columns else ():
         offsets, data = columns[name].buffers()[1:]
         ends = np.frombuffer(offsets, np.int32, len(batch) + 1)
         found[name] = ends[:-1].astype(np.int64) + (data.address - address if data is not None else 0)
@@ -240,55 +237,3 @@ def _index_agrees(info: ShardInfo) -> bool:
 
 
 # -- a store -----------------------------------------------------------------------------------
-class EncodedStore:
-    """A store folder: figures and, where `text` was stored, their captions' embeddings.
-
-    Raises:
-        UserError: as StoreTable; captions without embeddings.
-    """
-
-    def __init__(self, folder: Path | Folder, with_text: bool):
-        place: Folder = LocalFolder(folder) if isinstance(folder, Path) else folder
-        self.folder = place.name
-        self.figures = StoreTable(place.files("figures"), FIGURE_PARTS)
-        self.text: StoreTable | None = None
-        if with_text:
-            if not place.has("text"):
-                raise UserError(
-                    f"{self.folder} holds latents only (it was encoded with text='online'). Set text = 'online', or encode "
-                    "the captions too: text = 'stored' and `scienceflow encode`."
-                )
-            self.text = StoreTable(place.files("text"), TEXT_PARTS)
-            self.text_row = self._join()
-
-    @staticmethod
-    def is_store(folder: Path) -> bool:
-        return (folder / "figures").is_dir()
-
-    def _join(self) -> np.ndarray:
-        """Row of each figure's caption in the text table, (rows,) int64."""
-        assert self.text is not None
-        keys = self.text.take("key")
-        order = np.argsort(keys)
-        keys = keys[order]
-        self._empty_row = self._lookup(keys, order, np.array([text_key(EMPTY_PROMPT)], dtype=_KEY_TYPE), "the empty prompt")[0]
-        return self._lookup(keys, order, self.figures.take("text_key"), "figures")
-
-    def _lookup(self, keys: np.ndarray, rows: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
-        """Of each `wanted` key its row; `keys` are sorted, `rows` are theirs."""
-        order = np.argsort(wanted)  # searching in order finds its way in the processor's cache: ten times as fast
-        place = np.searchsorted(keys, wanted[order]).clip(max=len(keys) - 1)
-        missing = int((keys[place] != wanted[order]).sum())
-        if missing:
-            raise UserError(
-                f"{self.folder}: the embeddings of {missing} caption(s) of {what} are missing in text/. "
-                "Run the same `scienceflow encode` command to finish it."
-            )
-        found = np.empty_like(rows, shape=len(wanted))
-        found[order] = rows[place]
-        return found
-
-    def empty_text(self) -> Tensor:
-        """(L, D) embedding of the empty prompt."""
-        assert self.text is not None
-        return self.text.tensor(int(self._empty_row))

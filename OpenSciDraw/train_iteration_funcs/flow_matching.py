@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,7 @@ from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
 
 
@@ -25,15 +28,27 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Means:
+    """Numbers that an objective has the log average, by name: `sums` (2, K) on the device, of each the sum and how many it is of.
+
+    The names are the same at every micro-step and on every rank; one with nothing to count has the sum 0 of 0.
+    """
+
+    names: tuple[str, ...]
+    sums: Tensor
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """`loss` scalar with gradient; `per_sample` and `sigma` (B,) detached, unweighted, for the logs.
 
-    `sigma` is None where an objective has no noise level.
+    `sigma` is None where an objective has no noise level, `means` where it has no numbers of its own.
     """
 
     loss: Tensor
     per_sample: Tensor
     sigma: Tensor | None = None
+    means: Means | None = None
 
 
 @TRAIN_ITERATION_FUNCS.register(
@@ -44,11 +59,13 @@ class LossOutput:
     "Qwen_Image_train_iteration_func_parquet",
     "Qwen_Image_train_iteration_func",
     "QwenImage_fulltune_train_iteration",
+    "Flux2Klein_mixed_edit_train_iteration",
 )
 def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: Config, empty_text: Tensor) -> LossOutput:
     """E || v(x_sigma, sigma, text) - (e - x) ||^2 (rectified flow, see flow.py), each sample weighted equally.
 
-    Parts that the batch does not carry (latents, text) are encoded here, by the frozen encoders.
+    Parts that the batch does not carry (latents, text) are encoded here, by the frozen encoders. Edits are predicted from their
+    references too; `gen_loss_weight` and `edit_loss_weight` scale the loss of a batch, which is of one kind.
     """
     ids = batch.sample_ids
     with torch.autocast(model.device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
@@ -56,25 +73,60 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
         latents = model.encode_images(batch.require_pixels()) if stored is None else stored.to(model.device, non_blocking=True)
         rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
         clean = model.normalize(latents)
+        references = model.normalize_references(batch.references, are_pixels=stored is None)
 
     dropped = flow.keyed_uniform("caption_dropout", place.seed, place.micro_step, ids) < config.caption_dropout
     rows = [empty_text if drop else row for row, drop in zip(rows, dropped.tolist(), strict=True)]
     text = model.collate_text([row.to(clean.device, non_blocking=True) for row in rows])
 
-    first = place.rank * config.train_batch_size
-    quantile = flow.stratified_quantiles(
-        place.seed, place.micro_step, ids, first, place.world_size * config.train_batch_size
-    )
+    sigma, noise = drawn_noise(batch, place, config, clean)
+    noisy = flow.interpolate(clean, noise, sigma)
+    predicted = model.velocity(noisy, sigma, text, references) if references else model.velocity(noisy, sigma, text)
+    error = (predicted.float() - flow.velocity_target(clean, noise)).pow(2)
+    per_sample = weighted = error.flatten(1).mean(1)
+    if references and config.edit_loss_mode != "uniform":
+        regions = edit_weights(batch.edit_boxes, error.shape[-2], error.shape[-1], config).to(error.device, non_blocking=True)
+        weighted = (regions * error).flatten(1).mean(1)
+    of_kind = config.edit_loss_weight if references else config.gen_loss_weight
+    loss = of_kind * (flow.loss_weight(sigma, config.weighting_scheme) * weighted).mean()
+    return LossOutput(loss, per_sample.detach(), sigma.detach())
+
+
+def drawn_noise(batch: Batch, place: Place, config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise level (B,) and noise like `clean` (B, Cn, hn, wn) of a micro-step: functions of its place and the samples' ids."""
+    ids = batch.sample_ids
+    first, total = place.rank * config.train_batch_size, place.world_size * config.train_batch_size
+    quantile = flow.stratified_quantiles(place.seed, place.micro_step, ids, first, total)
     sigma = flow.sigma_of_quantile(
         quantile, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
     )
     shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
     sigma = flow.shift_sigma(sigma, shift).to(clean.device, non_blocking=True)
     drawn = batch.noise if batch.micro_step == place.micro_step else None
-    noise = flow.noise_of(drawn, place.seed, place.micro_step, ids, clean)
+    return sigma, flow.noise_of(drawn, place.seed, place.micro_step, ids, clean)
 
-    predicted = model.velocity(flow.interpolate(clean, noise, sigma), sigma, text)
-    error = predicted.float() - flow.velocity_target(clean, noise)
-    per_sample = error.pow(2).flatten(1).mean(1)
-    loss = (flow.loss_weight(sigma, config.weighting_scheme) * per_sample).mean()
-    return LossOutput(loss, per_sample.detach(), sigma.detach())
+
+def edit_weights(boxes: Sequence[Tensor | None], height: int, width: int, config: Config) -> Tensor:
+    """Weights of the loss at each token of edits, (B, 1, height, width), of mean 1 in each sample.
+
+    Tokens that a box touches are edited. `edit_loss_mode` "weighted": they count `edit_region_weight` times as much as the others.
+    "balanced": all of them together count `edit_loss_ratio`, all others together the rest. A sample without known boxes, or
+    of which all or nothing is edited, is weighted alike.
+    """
+    weights = torch.ones(len(boxes), 1, height, width)
+    for weight, edits in zip(weights, boxes, strict=True):
+        if edits is None:
+            warn_once(f"edit_loss_mode = {config.edit_loss_mode!r}: some edits have no edit_boxes, so their tokens count alike")
+            continue
+        edited = torch.zeros(1, height, width, dtype=torch.bool)
+        for x0, y0, x1, y1 in edits.tolist():
+            columns, rows = (math.floor(x0 * width), math.ceil(x1 * width)), (math.floor(y0 * height), math.ceil(y1 * height))
+            edited[:, max(0, rows[0]) : max(0, rows[1]), max(0, columns[0]) : max(0, columns[1])] = True
+        share = edited.float().mean().item()
+        if 0 < share < 1:
+            if config.edit_loss_mode == "weighted":
+                weight[edited] = config.edit_region_weight
+                weight /= weight.mean()
+            else:
+                weight[edited], weight[~edited] = config.edit_loss_ratio / share, (1 - config.edit_loss_ratio) / (1 - share)
+    return weights

@@ -18,10 +18,11 @@ from OpenSciDraw.datasets.ahead import BatchReader, Numbered
 from OpenSciDraw.datasets.arxiv_parquet import ReadAhead
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.inference.pictures import pictures_to_edit
 from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.parallel import sharding, zero
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
-from OpenSciDraw.store.table import Contract
+from OpenSciDraw.store.contract import Contract
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
 from OpenSciDraw.training import checkpoint, resuming, trackers
 from OpenSciDraw.training.compile_trial import compile_blocks, may_compile
@@ -29,6 +30,7 @@ from OpenSciDraw.training.launch import build_accelerator
 from OpenSciDraw.training.memory.activations import set_checkpointing
 from OpenSciDraw.training.memory.offload import BlockOffload
 from OpenSciDraw.training.optimizers import choice as optim
+from OpenSciDraw.training.reference import Reference
 from OpenSciDraw.training.stopping import ShieldedWorker, StopSignals
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.validation_funcs.evaluate_examples import examples_in_training
@@ -72,6 +74,8 @@ class Run:
         self._check_sizes()
         self.objective: Objective = TRAIN_ITERATION_FUNCS.get(config.train_iteration_func_name)
         self.validator = VALIDATION_FUNCS.get(config.validation_func_name)
+        files = [[given] if isinstance(given, str) else given or [] for given in config.validation_images]
+        self.validation_images = [pictures_to_edit(paths, self.model, config.encode, "validation_images") for paths in files]
         self._build_data()
         self._encode_prompts()
         self._build_transformer()
@@ -99,6 +103,11 @@ class Run:
             "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
             "offload_optimizer": config.offload_optimizer, "fp8_products": config.fp8_products,
         }  # fmt: skip
+        if self.zero and config.trains_preferences:
+            raise UserError(
+                f"train_iteration_func_name = {config.train_iteration_func_name!r} does not go with DeepSpeed (accelerate's file "
+                "asks for it), whose engine runs no reference beside the transformer that trains. Use an FSDP2 or DDP file."
+            )
         if self.zero:  # it flattens parameters, which these cannot work on
             refused |= {"use_ema": config.use_ema, "optimizer": config.optimizer != "AdamW", "use_8bit_adam": config.use_8bit_adam,
                         "master_weights": config.master_weights != "fp32"}  # fmt: skip
@@ -119,6 +128,11 @@ class Run:
         dataset_class = DATASETS.get(config.dataset.type)
         self.dataset = dataset_class(**config.dataset_arguments())
         self._check_contract(self.dataset.contract)
+        if self.dataset.has_edits and not self.model.edits:
+            raise UserError(
+                f"{self.dataset.where} holds edits, and the pipeline of {config.model_type} takes no pictures to edit. Choose a "
+                "model that edits (Flux2Klein), or figures without references."
+            )
         self.held_out = self.dataset.held_out(config.held_out_examples)
         keep = torch.ones(len(self.dataset), dtype=torch.bool)
         keep[torch.from_numpy(self.held_out)] = False
@@ -165,7 +179,9 @@ class Run:
         if online or prompts or empty is None:
             self.model.load_text_encoder()
             rows = [self.model.encode_prompts([prompt])[0].cpu() for prompt in [*prompts, negative, ""]]
-            self.prompts = PromptSet(prompts[:shown], rows[:shown], rows[-2], examples, rows[shown:-2])
+            self.prompts = PromptSet(
+                prompts[:shown], rows[:shown], rows[-2], examples, rows[shown:-2], self.validation_images
+            )
             empty = rows[-1] if empty is None else empty
             self._check_contract(self.dataset.contract)  # again: a text encoder that was just fetched has a fingerprint now
             if not online:
@@ -205,6 +221,7 @@ class Run:
             self.copies = compute_throughout(model, model.transformer, config)
             sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
+        self.reference = Reference(model, config, accelerator, self.sharding) if config.trains_preferences else None
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
         trainable.load_pretrained_adapter(self.parameters, start)
         # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free

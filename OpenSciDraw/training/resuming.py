@@ -17,6 +17,9 @@ FIXED = {  # key -> why it cannot change
                      "dataset.num_train_examples", "held_out_examples"), "it decides which rows come when, and which never"),
     **dict.fromkeys(("model_type", "transformer_cfg", "use_lora", "lora_layers", "rank", "lora_alpha"), "it decides what trains"),
     **dict.fromkeys(("optimizer", "use_8bit_adam", "offload_optimizer", "master_weights", "mixed_precision"), _STATE),
+    **dict.fromkeys((f"preference.{rule}" for rule in (
+        "axis_weights", "min_pictures", "min_reward", "min_gap", "other_gap_low", "other_gap_high", "min_total_gap",
+        "other_gap_weight")), "it decides which rows there are"),
     "use_ema": "an average has all steps in it or is none",
     "pretrained_lora_ckpt_path": "a run reads it when it starts",
     "fuse_pretrained_lora": "a run reads it when it starts",

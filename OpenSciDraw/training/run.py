@@ -51,6 +51,7 @@ class Training(SavedRun):
             self.output_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, self.output_dir / "config.py")
             save_session(self.output_dir, self._session())
+            self._list_left_out()
         if accelerator.log_with:
             values = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in config.model_dump().items()}
             # secrets are not part of a dumped config
@@ -70,6 +71,12 @@ class Training(SavedRun):
                 self.effective_batch, config.train_batch_size, config.gradient_accumulation_steps,
                 accelerator.num_processes, self._spread(), config.mixed_precision, self.step, self.total_steps,
             )  # fmt: skip
+
+    def _list_left_out(self) -> None:
+        """left_out.jsonl: what of the data is not used, each with the reason."""
+        if self.dataset.left_out:
+            lines = [json.dumps({"id": row.id, "reason": row.reason}) + "\n" for row in self.dataset.left_out]
+            (self.output_dir / "left_out.jsonl").write_text("".join(lines))
 
     def _session(self) -> dict[str, Any]:
         """What `scienceflow report` tells of this start beside the config; nothing secret is in it."""

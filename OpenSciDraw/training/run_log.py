@@ -7,6 +7,7 @@ import logging
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from OpenSciDraw import flow
-from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput
+from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Means
 from OpenSciDraw.utils.files import json_objects, parse_json, write_json
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -28,7 +29,7 @@ class RunLog:
     Metrics: `loss` (mean of this step on rank 0), `train_loss` (mean over all samples since the last line,
     accumulation and ranks), `loss_sigma_0.0-0.1` … (unweighted, by noise level), `lr` (effective), `grad_norm`,
     `images_per_second` (all ranks), `data_wait_share` (of the wall time, rank 0), `memory_gb` (peak, rank 0),
-    `bad_rows` (so far, rank 0).
+    `bad_rows` (so far, rank 0), and what the objective has averaged by name (`LossOutput.means`).
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, total_steps: int, first_step: int):
@@ -48,6 +49,7 @@ class RunLog:
         device = self.accelerator.device
         self._bins = torch.zeros(2, flow.SIGMA_BINS, device=device)  # loss sums, counts
         self._weighted = torch.zeros(2, device=device)  # loss sum, samples
+        self._means: Means | None = None  # of the objective's own numbers
         self._step_loss: list[Tensor] = []
         self._since, self._waited = time.perf_counter(), 0.0
 
@@ -65,6 +67,9 @@ class RunLog:
         count = len(losses)
         self._weighted += torch.stack([output.loss.detach().float() * count, torch.full_like(losses[0], count)])
         self._step_loss.append(output.loss.detach())
+        if output.means is not None:
+            before = self._means
+            self._means = output.means if before is None else replace(before, sums=before.sums + output.means.sums)
 
     def optimizer_step(self, step: int, every: int, lr: float, grad_norm: Tensor | None, bad_rows: int) -> None:
         """Advance the bar; at each `every`-th step write the line."""
@@ -86,12 +91,21 @@ class RunLog:
         }
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
+        metrics |= self._named_means()
         for at, (total, count) in enumerate(bins.T.tolist()):
             if count:
                 metrics[f"loss_sigma_{at / flow.SIGMA_BINS:.1f}-{(at + 1) / flow.SIGMA_BINS:.1f}"] = total / count
         self.metrics(step, metrics)
         self.bar.set_postfix(loss=f"{metrics['train_loss']:.4f}", lr=f"{lr:.2e}", img_s=f"{metrics['images_per_second']:.1f}")
         self._reset()
+
+    def _named_means(self) -> dict[str, float]:
+        """The objective's own numbers over all samples since the last line; without those that had nothing to count."""
+        if self._means is None:
+            return {}
+        sums: Tensor = self.accelerator.reduce(self._means.sums, reduction="sum")
+        pairs = zip(self._means.names, *sums.tolist(), strict=True)
+        return {name: total / count for name, total, count in pairs if count}
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl and send it to the tracker (rank 0)."""

@@ -114,6 +114,7 @@ class SavedRun(Run):
             "mixed_precision": self.config.mixed_precision,
             "parameters": list(self.parameters),
             "optimizer": type(self.optimizer.optimizer).__name__,
+            "reference": None if self.reference is None else self.reference.identity,
         }
 
     def _resume(self) -> None:
@@ -132,6 +133,8 @@ class SavedRun(Run):
             was = state["mixed_precision"]
             now = self.config.mixed_precision
             raise UserError(f"{folder} was trained with mixed_precision = {was!r}, not {now!r}: set it back.")
+        if self.reference is not None:
+            self.reference.require_same(state.get("reference"), folder)
         self.sampler.load_state_dict(state["sampler"])
         if self.zero is None:
             trainable.load_weights(self.parameters, folder, self.config)

@@ -36,7 +36,8 @@ def examples_in_training(config: Config) -> list[Example]:
     metrics = _metrics(config, Path(config.model_output_dir))
     section, encode = config.evaluate, config.encode
     examples = load_examples(
-        str(section.figures), section.limit, encode.resolution, encode.image_column, encode.caption_column, encode.where
+        str(section.figures), section.limit, encode.resolution, encode.image_column, encode.caption_column, encode.where,
+        encode.reference_column,
     )
     for metric in metrics.values():
         metric.check(examples)

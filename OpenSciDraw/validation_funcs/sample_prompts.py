@@ -31,6 +31,7 @@ class PromptSet:
     negative: Tensor
     examples: list[Example] = field(default_factory=list)
     example_rows: list[Tensor] = field(default_factory=list)
+    images: list[list[Image.Image]] = field(default_factory=list)  # that each prompt edits; [] where none does
 
 
 def image_folder(config: Config, step: int) -> Path:
@@ -62,10 +63,12 @@ def sample_prompts(
     with evaluating(model.transformer, accelerator) as transformer, Background() as writer:
         pipe = model.pipeline(transformer)
         for index, counts in share_of(len(prompts.prompts), accelerator):
+            images = prompts.images[index] if prompts.images else []
             with accelerator.autocast():
                 image = model.sample(
                     pipe, [prompts.rows[index]], prompts.negative, width=sizes[index][0], height=sizes[index][1],
                     steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
+                    **({"images": images} if images else {}),
                 )[0]  # fmt: skip
             if counts:
                 writer.submit(image.save, folder / f"{index:02d}.png")

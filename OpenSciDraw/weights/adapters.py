@@ -13,7 +13,8 @@ Shapes: N tokens of the whole batch, in and out a layer's widths, r the rank, n 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,8 +36,11 @@ class AdaptedLinear(lora.Linear):
     group: SharedInput | None = None
     place: int = 0  # in the group
     factors: tuple[Tensor, Tensor] | None = None  # this forward's A and B in the base's type; None: cast where they are used
+    is_off: bool = False  # see `adapters_off`
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.is_off:
+            return self.base_layer(x, *args, **kwargs)
         alone = self.active_adapters == [ADAPTER] and not self.merged and not self.disable_adapters and not args and not kwargs
         if self.group is None or not alone or _in_autocast(x):
             return super().forward(x, *args, **kwargs)
@@ -220,6 +224,22 @@ class Adapters:
             group.stacked = stacked
             for layer, down in zip(group.layers, stacked.chunk(len(group.layers)), strict=True):
                 layer.factors = (down, next(made))
+
+
+@contextmanager
+def adapters_off(transformer: nn.Module) -> Iterator[None]:
+    """The base alone: inside, each adapted layer is its base layer, to the bit, whatever that is (plain, 8-bit, quantised).
+
+    PEFT's own switch also marks adapters as frozen, which DDP and FSDP2, who counted them before, must not see.
+    """
+    layers = [module for module in transformer.modules() if isinstance(module, AdaptedLinear)]
+    for layer in layers:
+        layer.is_off = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_off = False
 
 
 def copies_of_parameters(module: nn.Module) -> list[Tensor]:

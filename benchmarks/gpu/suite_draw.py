@@ -74,7 +74,7 @@ def drawn(bench: Bench, kind: str) -> dict[str, Any]:
 
     def sample() -> None:
         for at, row in enumerate(rows[:-1]):
-            model.sample(pipe, [row], rows[-1], **sizes, steps=steps, guidance=GUIDANCE, seeds=[at])
+            model.sample(pipe, [row], rows[-1], width=bench.side, height=bench.side, steps=steps, guidance=GUIDANCE, seeds=[at])
 
     def validate() -> None:
         sample_prompts(model, config, PromptSet(PROMPTS, rows[:-1], rows[-1]), 0, accelerator)

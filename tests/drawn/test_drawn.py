@@ -83,7 +83,7 @@ def test_a_figure_is_a_pure_function_of_its_arguments() -> None:
 
 def test_a_second_process_draws_the_same_figures() -> None:
     code = (
-        "from tests.test_drawn import fingerprint\nfrom OpenSciDraw.drawn.figure import draw_figure\n"
+        "from tests.drawn.test_drawn import fingerprint\nfrom OpenSciDraw.drawn.figure import draw_figure\n"
         "print(*(fingerprint(draw_figure(4, i)) for i in range(20)))"
     )
     root = Path(__file__).resolve().parents[2]

@@ -36,7 +36,8 @@ from OpenSciDraw.figures.buckets import best_bucket, fit
 from OpenSciDraw.figures.listing import list_figures, load_figure
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.flux2_klein import Flux2Klein
-from OpenSciDraw.store.table import EncodedStore, index_path
+from OpenSciDraw.store.encoded import EncodedStore
+from OpenSciDraw.store.shard import index_path
 
 DRAWN = {"figures": "drawn:20", "resolution": 128, "samples_per_shard": 6, "num_workers": 0, "batch_size": 4}
 

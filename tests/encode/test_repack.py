@@ -23,8 +23,8 @@ from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.encode.repack import main, repack
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.store.encoded import EncodedStore
 from OpenSciDraw.store.shard import index_path, read_shard_info
-from OpenSciDraw.store.table import EncodedStore
 
 SIZES = [(bucket.height, bucket.width) for bucket in buckets(128)[4:7]]
 CAPTIONS = [f"caption {n % 5}" for n in range(11)]  # 6 of 11 occur before

@@ -497,7 +497,7 @@ def test_several_splits_are_refused_until_one_is_chosen_by_name(tmp_path: Path) 
     refs, rejected = list_figures(tmp_path, where={"split": ["gen_1024", "edit_1024"], "is_tikz": True})
     assert [ref.id for ref in refs] == ["2.png"]
     refs, rejected = list_figures(tmp_path, where={"split": ["gen_1024", "edit_1024"]})
-    assert [r.reason for r in rejected if r.reason.startswith("an edit pair")]
+    assert [(ref.id, [made_of.id for made_of in ref.references]) for ref in refs] == [("2.png", []), ("3.png", ["0.png"])]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "folder"])

@@ -72,7 +72,7 @@ def test_its_pictures_come_from_the_familys_own_pipeline(followed: Path) -> None
 
 
 def test_its_store_knows_the_family_and_the_encoders(followed: Path) -> None:
-    from OpenSciDraw.store.table import read_shard_info
+    from OpenSciDraw.store.shard import read_shard_info
 
     shards = sorted((followed / "runs" / "toy" / "store").glob("*/00000.parquet"))
     infos = [read_shard_info(path) for path in shards]

@@ -22,7 +22,7 @@ from OpenSciDraw.models.vae_precision import (
     latent_errors,
     products_in_tf32,
 )
-from OpenSciDraw.store.table import EncodedStore
+from OpenSciDraw.store.encoded import EncodedStore
 
 DRAWN = {"figures": "drawn:6", "resolution": 128, "samples_per_shard": 3, "num_workers": 0, "batch_size": 2}
 

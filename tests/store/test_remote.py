@@ -28,11 +28,11 @@ from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead,
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.store.cache import RowCache
+from OpenSciDraw.store.encoded import EncodedStore
 from OpenSciDraw.store.remote import Patience, Remote
 from OpenSciDraw.store.remote_files import RemoteFolder
 from OpenSciDraw.store.shard import FIGURE_SCHEMA, index_path, write_shard
 from OpenSciDraw.store.staging import Staging
-from OpenSciDraw.store.table import EncodedStore
 
 ROWS = 24
 QUICK = Patience(tries=4, first_seconds=0.01, longest_seconds=0.05, stall_seconds=1.5)

@@ -21,8 +21,9 @@ from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler, _covered
 from OpenSciDraw.store import shard as shards
+from OpenSciDraw.store.encoded import EncodedStore
 from OpenSciDraw.store.shard import FIGURE_PARTS, FIGURE_SCHEMA, index_path, write_shard
-from OpenSciDraw.store.table import EncodedStore, StoreTable
+from OpenSciDraw.store.table import StoreTable
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import run_million  # noqa: E402

@@ -14,22 +14,22 @@ import torch
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.store.shard import what_is_damaged
-from OpenSciDraw.store.table import (
+from OpenSciDraw.store.contract import Contract
+from OpenSciDraw.store.encoded import EncodedStore
+from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     FIGURE_SCHEMA,
     TEXT_PARTS,
     TEXT_SCHEMA,
-    Contract,
-    EncodedStore,
     Row,
-    StoreTable,
     index_path,
     mended_shard_info,
     require_space,
     text_key,
+    what_is_damaged,
     write_shard,
-)  # fmt: skip
+)
+from OpenSciDraw.store.table import StoreTable
 
 CONTRACT = Contract("Flux2Klein", {"source": "x"}, {"vae": "V", "fingerprint": "aa"}, {"layers": [9, 18, 27]})
 
@@ -183,7 +183,8 @@ def test_forked_processes_read_side_by_side_from_files_that_were_open_before(sto
     import multiprocessing
     from pathlib import Path
 
-    from OpenSciDraw.store.table import FIGURE_PARTS, StoreTable
+    from OpenSciDraw.store.shard import FIGURE_PARTS
+    from OpenSciDraw.store.table import StoreTable
 
     table = StoreTable(Path(store_config["dataset"]["base_dir"]) / "store" / "figures", FIGURE_PARTS)
     for row in range(len(table)):
@@ -259,7 +260,7 @@ def with_numbers(folder: Path, value: float) -> Path:
     bad.tensor[0, 1, 2] = value
     rows = [bad if number == 2 else figure_row(number, f"caption {number % 3}") for number in range(4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("OpenSciDraw.store.contract.math.isfinite", lambda number: True)
+        patch.setattr("OpenSciDraw.store.shard.math.isfinite", lambda number: True)
         write_shard(folder / "figures" / "00000.parquet", FIGURE_SCHEMA, rows, CONTRACT, {})
     return folder
 

@@ -13,7 +13,8 @@ from OpenSciDraw.encode import run as encode
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import build_model
 from OpenSciDraw.store import codec as text_codec
-from OpenSciDraw.store.table import TEXT_PARTS, StoreTable
+from OpenSciDraw.store.shard import TEXT_PARTS
+from OpenSciDraw.store.table import StoreTable
 
 
 def there_and_back(tensor: torch.Tensor, codec: str) -> torch.Tensor:
