@@ -114,7 +114,7 @@ def test_objects_can_be_registered_from_anywhere_once() -> None:
     [
         (MODELS, {"Flux2Klein"}),
         (DATASETS, {"ArXiVParquetDataset", "ArXiVParquetDatasetV2", "ArXiVParquetDatasetV3", "FigureDataset"}),
-        (SAMPLERS, {"ArXiVMixScaleBatchSampler", "DistributedBucketSampler", "DistributedBucketSamplerV2"}),
+        (SAMPLERS, {"ArXiVMixScaleBatchSampler", *(f"DistributedBucketSampler{end}" for end in ("", "V2", "V3"))}),
         (
             TRAIN_ITERATION_FUNCS,
             {

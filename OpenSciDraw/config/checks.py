@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from OpenSciDraw.config.schema import Config
 
 FIGURE_DATASET = "FigureDataset"  # figures encoded while training; every other dataset reads encoded rows
+MIXED_DATASET = "ArXiVParquetDatasetV4"  # of figures and edits in two folders
 GROUP_DATASET = "PreferenceGroups"  # of winners with their losers
 PREFERENCE_OBJECTIVES = ("dpo", "mdpo")
 MIN_PRODIGY_RATE, MAX_PRODIGY_RATE = 0.1, 10.0
@@ -30,7 +31,7 @@ class CrossFieldError(ValueError):
 
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
-    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _preferences, _validation)
+    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _validation)
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise CrossFieldError(problems)
@@ -203,6 +204,19 @@ def _data(config: Config) -> list[Problem]:
         )
         found.append((("data_sampler.batch_size", "train_batch_size"), message))
     return found
+
+
+def _mixed(config: Config) -> list[Problem]:
+    data, names = config.dataset, ("gen_parquet_path", "edit_parquet_path", "quality_filter")
+    given = [name for name in names if getattr(data, name) is not None]
+    if data.type != MIXED_DATASET and given:
+        keys = (*(f"dataset.{name}" for name in given), "dataset.type")
+        return [(keys, f"only for {MIXED_DATASET}. Set dataset.type, or leave it out.")]
+    if data.type == MIXED_DATASET and data.gen_parquet_path is None and data.edit_parquet_path is None:
+        return [(("dataset.type",), f"{MIXED_DATASET} needs gen_parquet_path, edit_parquet_path, or both: where are the data?")]
+    if data.type == MIXED_DATASET and data.is_remote:
+        return [(("dataset.base_dir", "dataset.type"), f"{MIXED_DATASET} reads folders of this machine. Copy the data here.")]
+    return []
 
 
 def _preferences(config: Config) -> list[Problem]:

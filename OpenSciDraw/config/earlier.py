@@ -80,7 +80,8 @@ def take_old_names(layer: Layer) -> None:
         place = layer.places.get("validation_func_name", "?")
         warn_once(f"{place}: validation_func_name = {validation!r} is an objective: generic_validation_func is taken")
         del values["validation_func_name"]
-    if "fulltune" in str(train) and values.get("use_lora", True) is True and not _set_together(layer, "use_lora", _TRAIN):
+    trains_all = "fulltune" in str(train) or str(train).endswith("_mixed_edit_train_iteration")
+    if trains_all and values.get("use_lora", True) is True and not _set_together(layer, "use_lora", _TRAIN):
         place = layer.places.get(_TRAIN, "?")
         other = layer.places.get("use_lora", "the default")
         warn_once(f"{place}: {train} trains all weights: use_lora = False is taken, not the True of {other}")

@@ -17,7 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-from OpenSciDraw.config.checks import FIGURE_DATASET, GROUP_DATASET, PREFERENCE_OBJECTIVES, require_agreement
+from OpenSciDraw.config.checks import (
+    FIGURE_DATASET,
+    GROUP_DATASET,
+    MIXED_DATASET,
+    PREFERENCE_OBJECTIVES,
+    require_agreement,
+)
 from OpenSciDraw.config.sections import (
     DatasetConfig,
     EncodeConfig,
@@ -303,7 +309,10 @@ class Config(Section):
         if data.type == FIGURE_DATASET:
             changes = {"figures": data.figures, "resolution": data.resolution or self.encode.resolution}
             return {"encode": self.encode.model_copy(update=changes), **common}
-        paths = {"base_dir": data.base_dir, "parquet_base_path": data.parquet_base_path}
+        paths: dict[str, Any] = {"base_dir": data.base_dir, "parquet_base_path": data.parquet_base_path}
+        if data.type == MIXED_DATASET:
+            names = ("base_dir", "gen_parquet_path", "edit_parquet_path", "quality_filter")
+            paths = {name: getattr(data, name) for name in names}
         if data.is_remote:
             common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
         if data.type == GROUP_DATASET:

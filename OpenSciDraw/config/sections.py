@@ -59,6 +59,11 @@ class DatasetConfig(Section):
     )
     base_dir: str = key(".", "Data", "Folder of the encoded data; required except for FigureDataset.")
     parquet_base_path: str = key("", "Data", "Folder of the store inside base_dir.")
+    gen_parquet_path: str | None = key(None, "Data", "ArXiVParquetDatasetV4: folder of the figures inside base_dir.")
+    edit_parquet_path: str | None = key(None, "Data", "ArXiVParquetDatasetV4: folder of the edits inside base_dir.")
+    quality_filter: Literal["high", "high+medium", "high_medium", "all"] | None = key(
+        None, "Data", "ArXiVParquetDatasetV4: figures of these quality grades alone; None = all."
+    )
     num_workers: int | None = key(None, "Data", "Second place of dataloader_num_workers.", "processes", ge=0)
     num_train_examples: int | None = key(None, "Data", "Use only the first rows; None = all.", "rows", ge=1)
     cache_dir: str | None = key(None, "Data", "base_dir in cloud storage: folder of the local copies; None = the user's cache.")

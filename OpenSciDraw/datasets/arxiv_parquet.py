@@ -261,7 +261,8 @@ class ArXiVParquetDatasetV2(RowDataset):
             rows = StoreRows(folder, with_text)
             super().__init__(rows, folder, num_train_examples, stat_data, rows.store.reference_sizes())
         else:
-            super().__init__(LegacyRows(folder), folder, num_train_examples, stat_data)
+            legacy = LegacyRows(folder)
+            super().__init__(legacy, folder, num_train_examples, stat_data, legacy.reference_sizes())
 
 
 class ReadAhead(Sampler[tuple[list[int], list[int]]]):

@@ -1,4 +1,4 @@
-"""Encoded layouts that existed before the store: V1 (tensors in the row), V2 and V3 (npz beside the Parquet).
+"""Encoded layouts that existed before the store: V1 (tensors in the row), V2, V3 and V4, edits (npz beside the Parquet).
 
 They record nothing of how they were made, so they load with the contract that the config declares and a
 warning; shapes are still checked row by row. `scienceflow repack` (OpenSciDraw/encode/repack.py) turns them into a store.
@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.datasets.npz_files import TEXT, latents_of, read_npz, require_numbers, text_of
 from OpenSciDraw.datasets.row_groups import RowStream, cost_of_a_row
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.edits import BOX_COLUMN, boxes_in
 from OpenSciDraw.store.contract import Contract
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -31,16 +34,21 @@ _LAYOUTS = {  # the columns that tell a layout
     "V1": _ALWAYS | {"image_path", "latents", "latent_shape", "text_embeds", "text_embeds_shape"},
     "V2": _ALWAYS | {"cache_path", "latent_shape"},
     "V3": _ALWAYS | {"cache_path", "vae_h_shape"},
+    "V4": _ALWAYS | {"cache_path", "source_vae_h_shape", "target_vae_h_shape"},
 }
-_LATENT_SHAPES, _TEXT_SHAPES = ("latent_shape", "vae_h_shape"), ("text_embeds_shape", "prompt_embeds_shape")
-_SMALL = ("image_path", "caption", "cache_path", "bucket_w", "bucket_h", "aspect_ratio", *_LATENT_SHAPES, *_TEXT_SHAPES)
+_LATENT_SHAPES, _TEXT_SHAPES = ("latent_shape", "vae_h_shape", "target_vae_h_shape"), ("text_embeds_shape", "prompt_embeds_shape")
+_SOURCE_SHAPE, _GRADE = "source_vae_h_shape", "quality_grade"
+_SMALL = ("image_path", "caption", "cache_path", "bucket_w", "bucket_h", "aspect_ratio", *_LATENT_SHAPES, *_TEXT_SHAPES,
+          _SOURCE_SHAPE, BOX_COLUMN, _GRADE)  # fmt: skip
 _FAT_ROW_GROUP = 4  # rows
 _LEAST_SPREAD = 1e-3  # median / root mean square of bf16 numbers: >= 0.01 even in text with outliers, < 1e-4 of fp16's bits
 _ROWS_OF_STRIDE = 1000
 
 
 class LegacyRows:
-    """Rows of `<folder>/**/*.parquet` in layout V1, V2 or V3, recognised by its columns.
+    """Rows of `<folder>/**/*.parquet` in layout V1, V2, V3 or V4 (edits), recognised by its columns.
+
+    `grades`: only rows whose quality_grade is one of these.
 
     Raises:
         UserError: no Parquet file, unreadable ones, unknown columns, or files of different layouts.
@@ -48,7 +56,7 @@ class LegacyRows:
 
     contract: Contract | None = None
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, grades: Sequence[str] = ()):
         self.folder = Path(os.path.abspath(folder))
         layouts = {path: _layout(path) for path in sorted(folder.glob("**/*.parquet")) if not path.name.startswith(".")}
         if not layouts:
@@ -58,10 +66,12 @@ class LegacyRows:
             found = ", ".join(f"{layout}: {path}" for layout, path in sorted(first.items()))
             raise UserError(f"{folder}: files of different layouts ({found}). Keep them apart, one folder for each.")
         self.files, self.layout = list(layouts), next(iter(layouts.values()))
-        if self.layout == "V3":
+        if self.layout in ("V3", "V4"):
             self._keep_training_files()
         tables = [pq.read_table(path, columns=[c for c in _SMALL if c in pq.read_schema(path).names]) for path in self.files]
         self.table = pa.concat_tables(tables, promote_options="default")
+        if grades:
+            self._keep_grades(grades)
         self._file_of = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
         self._first = np.cumsum([0, *[t.num_rows for t in tables]])
         self._stride = self._common_stride()
@@ -76,10 +86,17 @@ class LegacyRows:
     def _keep_training_files(self) -> None:
         kept = [path for path in self.files if path.name.endswith("_train.parquet")]
         if not kept:
-            raise UserError(f"{self.folder}: layout V3 without a *_train.parquet file. There: {self.files[0]} …")
+            raise UserError(f"{self.folder}: layout {self.layout} without a *_train.parquet file. There: {self.files[0]} …")
         if len(kept) < len(self.files):
             _LOG.info("%s: %d file(s) that are not *_train.parquet left out", self.folder, len(self.files) - len(kept))
         self.files = kept
+
+    def _keep_grades(self, grades: Sequence[str]) -> None:
+        if self.layout == "V1" or _GRADE not in self.table.column_names:
+            raise UserError(f"{self.folder}: its rows say no {_GRADE}, by which dataset.quality_filter chooses. Leave it out.")
+        kept = pc.is_in(pc.utf8_upper(self.table.column(_GRADE).cast(pa.string())), pa.array([grade.upper() for grade in grades]))
+        before, self.table = self.table.num_rows, self.table.filter(kept)
+        _LOG.info("%s: %d of %d rows have %s %s", self.folder, self.table.num_rows, before, _GRADE, " or ".join(grades))
 
     def _refuse_other_halves(self) -> None:
         """16-bit integers are read as bf16, which neither numpy nor Parquet has; of fp16's bits that makes nonsense."""
@@ -163,6 +180,14 @@ class LegacyRows:
         paths = [(name, self.folder / name) for name in names]
         return [(name, path.stat().st_size if path.exists() else -1) for name, path in paths]
 
+    def reference_sizes(self) -> np.ndarray | None:
+        """(rows,) a number that is the same for edits whose sources are of one size; None where there are no edits."""
+        if self.layout != "V4":
+            return None
+        shapes = [tuple(shape or ()) for shape in self.table.column(_SOURCE_SHAPE).to_pylist()]
+        known: dict[tuple[int, ...], int] = {}
+        return np.array([known.setdefault(shape, len(known)) for shape in shapes], dtype=np.int32)
+
     def text_lengths(self) -> None:
         return None
 
@@ -177,16 +202,29 @@ class LegacyRows:
         arrays = self._from_row(row) if self.layout == "V1" else self._from_npz(row)
         require_numbers("latents", arrays["latents"], self._declared(_LATENT_SHAPES, row))
         require_numbers("text", arrays["text"], self._declared(_TEXT_SHAPES, row))
-        latents = latents_of(arrays["latents"], is_posterior=self.layout == "V3")
+        latents = latents_of(arrays["latents"], is_posterior=self.layout in ("V3", "V4"))
         bucket = (self._value("bucket_h", row) or 0, self._value("bucket_w", row) or 0)
         if latents.ndim != 3 or tuple(side * self._stride for side in latents.shape[-2:]) != bucket:
             raise ValueError(f"latents are {latents.shape}, the bucket {bucket} asks for sides of 1/{self._stride} of its own")
         caption = self._value("caption", row) or ""
-        return Sample(self.sample_id(row), caption, torch.from_numpy(latents).float(), text_of(arrays))
+        references: tuple[Tensor, ...] = ()
+        if "source" in arrays:
+            require_numbers("the source", arrays["source"], self._declared((_SOURCE_SHAPE,), row))
+            references = (torch.from_numpy(latents_of(arrays["source"], is_posterior=True)).float(),)
+        target, boxes = torch.from_numpy(latents).float(), self._boxes(row, bucket) if references else None
+        return Sample(self.sample_id(row), caption, target, text_of(arrays), references=references, edit_boxes=boxes)
+
+    def _boxes(self, row: int, bucket: tuple[int, int]) -> Tensor | None:
+        """Boxes of an edit, in pixels of the bucket, as fractions of it. Raises RejectedFigure (a ValueError) for what is none."""
+        boxes = boxes_in({BOX_COLUMN: self._value(BOX_COLUMN, row)}) if BOX_COLUMN in self.table.column_names else ()
+        height, width = bucket
+        return torch.tensor(boxes) / torch.tensor([width, height, width, height]) if boxes else None
 
     def _from_npz(self, row: int) -> dict[str, np.ndarray]:
-        latents = ("vae_h",) if self.layout == "V3" else ("latents",)
-        return read_npz(self.folder, self._value("cache_path", row), {"latents": latents, "text": TEXT})
+        parts = {"latents": {"V3": ("vae_h",), "V4": ("target_vae_h",)}.get(self.layout, ("latents",)), "text": TEXT}
+        if self.layout == "V4":
+            parts["source"] = ("source_vae_h",)
+        return read_npz(self.folder, self._value("cache_path", row), parts)
 
     def _from_row(self, row: int) -> dict[str, np.ndarray]:
         file = int(self._file_of[row])

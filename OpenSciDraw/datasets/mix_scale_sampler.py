@@ -30,7 +30,9 @@ def epoch_keys(count: int, seed: int, epoch: int, salt: int) -> np.ndarray:
 Plan = tuple[np.ndarray, np.ndarray, np.ndarray]  # order of rows; start and size (steps, ranks) of each batch in it
 
 
-@SAMPLERS.register("ArXiVMixScaleBatchSampler", "DistributedBucketSampler", "DistributedBucketSamplerV2")
+@SAMPLERS.register(
+    "ArXiVMixScaleBatchSampler", "DistributedBucketSampler", "DistributedBucketSamplerV2", "DistributedBucketSamplerV3"
+)
 class ArXiVMixScaleBatchSampler:
     """Batches of row numbers; iterating gives this rank's batches of the current epoch, from `position` on.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.edits import REFERENCE_COLUMNS
 
 QUALITIES = ("low", "medium", "high")  # tiers of `scienceflow prepare`
 _SPLIT, _QUALITY_COLUMNS = "split", ("quality", "quality_tier")
@@ -50,8 +51,10 @@ class RowFilter:
             if not any(_is_same(row.get(name), value) for value in (wanted if isinstance(wanted, (list, tuple)) else [wanted])):
                 return f"{name}: {_as_text(row.get(name))}, encode.where asks for {wanted!r}"
         if self._qualities:
-            tier = _as_text(next((row[name] for name in _QUALITY_COLUMNS if name in row), None))
-            if tier.lower() not in self._qualities:
+            found = next((row[name] for name in _QUALITY_COLUMNS if name in row), None)
+            is_edit = any(row.get(name) not in (None, "", b"", []) for name in REFERENCE_COLUMNS)
+            tier = _as_text(found)
+            if tier.lower() not in self._qualities and not (is_edit and found in (None, "", b"")):  # published edits have no tier
                 return f"quality: {tier}, under encode.min_quality"
         if row.get(_SPLIT) is not None:
             self._splits[_as_text(row[_SPLIT])] += 1

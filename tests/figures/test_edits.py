@@ -150,3 +150,11 @@ def test_a_source_that_cannot_be_decoded_is_named_with_its_figure(tmp_path: Path
     ref: FigureRef = list_figures(tmp_path)[0][0]
     with pytest.raises(RejectedFigure, match="reference: a.source.png: "):
         prepare(ref, EncodeConfig(resolution=128))
+
+
+def test_edits_without_a_tier_are_kept_by_a_least_quality_that_figures_must_have(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "caption": "x", "source_image_path": "before/a.png", "quality_tier": None},
+            {"image": "b.png", "caption": "y", "source_image_path": None, "quality_tier": None}]  # fmt: skip
+    (pair(tmp_path) / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    refs, rejected = list_figures(tmp_path / "list.jsonl", min_quality="high")
+    assert [ref.id for ref in refs] == ["a.png"] and rejected[0].reason.startswith("quality: None")

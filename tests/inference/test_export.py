@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.figures.buckets import best_bucket
 from OpenSciDraw.inference.export import export
 from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
@@ -104,6 +105,33 @@ def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) ->
     assert np.abs(drawn - shown(trained, 6)).max() <= 1
     arguments.width = 100
     with pytest.raises(UserError, match="multiples of 8"):
+        sample.main(arguments)
+
+
+def test_sample_edits_a_picture_at_its_buckets_size(trained: Path, tmp_path: Path) -> None:
+    from OpenSciDraw.drawn.figure import draw_figure
+    from OpenSciDraw.inference import sample
+    from OpenSciDraw.models.flux2_klein import Flux2Klein
+
+    draw_figure(3, 0, width=256, height=96).image.save(tmp_path / "before.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    arguments = Namespace(
+        image=[str(tmp_path / "before.png")], run=str(trained), prompt=["Make it red."], negative_prompt=None, width=None,
+        height=None, steps=2, guidance=None, seed=7, num=1, out=str(tmp_path / "one"), ema=False,
+    )  # fmt: skip
+    assert sample.main(arguments) == 0
+    edited = Image.open(tmp_path / "one" / "00_seed7.png")
+    bucket = best_bucket(256, 96, 128)
+    assert edited.size == (bucket.width, bucket.height)
+    arguments.image, arguments.out, arguments.width, arguments.height = [], str(tmp_path / "two"), bucket.width, bucket.height
+    assert sample.main(arguments) == 0
+    assert Image.open(tmp_path / "two" / "00_seed7.png").tobytes() != edited.tobytes()  # the picture decides too
+    for file in ("broken.png", "gone.png"):
+        arguments.image = [str(tmp_path / file)]
+        with pytest.raises(UserError, match=f"--image: .*{file}"):
+            sample.main(arguments)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="Flux2Klein takes no pictures to edit"):
+        patch.setattr(Flux2Klein, "edits", False)
         sample.main(arguments)
 
 

@@ -283,6 +283,7 @@ def test_the_reference_is_the_model_without_what_was_trained_to_the_bit(
         expected = plain.velocity(*inputs)
     before = {name: p.requires_grad for name, p in run.model.transformer.named_parameters()}
     with run.model.as_reference():
+        assert not torch.is_grad_enabled()
         found = run.model.velocity(*inputs)
     assert torch.equal(found, expected) and not found.requires_grad
     assert {name: p.requires_grad for name, p in run.model.transformer.named_parameters()} == before
@@ -291,6 +292,18 @@ def test_the_reference_is_the_model_without_what_was_trained_to_the_bit(
     assert policy.requires_grad and not torch.equal(policy, expected)
     policy.float().pow(2).mean().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.parameters.values())
+
+
+def test_blocks_that_are_recomputed_give_the_same_gradients(group_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
+    """What the backward recomputes is the policy's forward, with the copies of adapters that it had, and not the reference's."""
+    gradients = []
+    for recompute in (True, False):
+        changes = {"mixed_precision": "bf16", "gradient_checkpointing": recompute, "activation_memory_gb": None}
+        run = built(group_config, tmp_path / str(recompute), fresh_accelerate, **changes)
+        output(run, run.dataset.batch([0])).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in run.parameters.items()})
+    for name, gradient in gradients[1].items():
+        assert torch.equal(gradients[0][name], gradient) and gradient.abs().sum() > 0, name
 
 
 def test_an_error_inside_gives_the_policy_back(group_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
