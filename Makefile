@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo pretrain test test-slow lint soak bench gpu schema jobs clean
+.PHONY: setup demo pretrain test test-slow lint soak bench gpu schema jobs docs docs-serve docs-setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -45,5 +45,15 @@ schema: setup
 jobs: setup
 	$(RUN) jobs/generate.py
 
+# The pages of docs/ as a website in site/: links and the list of pages are checked, and a warning is an error.
+docs: docs-setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+docs-serve: docs-setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
+
+docs-setup: setup
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -c env_setup/constraints.txt -e '.[docs]'
+
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV) runs data site

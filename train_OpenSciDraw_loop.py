@@ -10,12 +10,16 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from OpenSciDraw.errors import run_command
 from OpenSciDraw.quiet import start_logging
 
+if TYPE_CHECKING:  # it loads torch, which --help need not
+    from OpenSciDraw.training.run import Training
 
-def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing its type would load torch for --help
+
+def train(run: Training) -> int:
     """The loop, with its progress bar and trackers closed whatever ends it. Returns the exit code."""
     from OpenSciDraw.training.run import EXIT_PREEMPTED
     from OpenSciDraw.training.stopping import StopRequest
@@ -31,7 +35,7 @@ def train(run) -> int:  # type: ignore[no-untyped-def]  # Training: importing it
             run.ending.set()
 
 
-def loop(run) -> int:  # type: ignore[no-untyped-def]
+def loop(run: Training) -> int:
     """Batches -> loss -> step, with validation and checkpoints at their cadence. Returns the exit code."""
     from OpenSciDraw.training.optimizers.choice import effective_rate
     from OpenSciDraw.training.run import EXIT_PREEMPTED

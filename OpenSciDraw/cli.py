@@ -128,7 +128,8 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     what = "run folder or checkpoint, config file (the model before training), or folder of pictures <id>.png"
     evaluate.add_argument("what", metavar="WHAT", help=what)
     evaluate.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
-    evaluate.add_argument("--metrics", metavar="A,B", help="structure, text, distribution, held_out, judge (default: structure)")
+    metrics = "structure, edit, text, distribution, held_out, judge (default: structure)"
+    evaluate.add_argument("--metrics", metavar="A,B", help=metrics)
     evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
     evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
     evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first figures")

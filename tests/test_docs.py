@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPO
 
 from OpenSciDraw.cli import build_parser
@@ -123,6 +124,18 @@ def test_config_snippets_set_only_keys_that_exist(page: Path) -> None:
             inner = [f"{name}.{k.arg}" for k in node.value.keywords] if isinstance(node.value, ast.Call) else []
             unknown = [key for key in [name, *inner] if key not in KEYS and not key.rpartition(".")[2].startswith("_")]
             assert not unknown, f"{name_of(page)}: {unknown}"
+
+
+def test_the_menu_of_the_website_names_every_page_once() -> None:
+    menu = yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    named: list[str] = []
+    while menu:  # a page's name, or {title: page or menu}
+        entry = menu.pop()
+        if isinstance(entry, str):
+            named.append(entry)
+        else:
+            menu += [inner for value in entry.values() for inner in (value if isinstance(value, list) else [value])]
+    assert sorted(named) == sorted(page.relative_to(REPO / "docs").as_posix() for page in (REPO / "docs").rglob("*.md"))
 
 
 def test_the_scripts_are_bash_and_print_no_token() -> None:

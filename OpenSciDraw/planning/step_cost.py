@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -23,6 +24,7 @@ from OpenSciDraw.figures.buckets import buckets
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.parallel.sharding import block_lists
 from OpenSciDraw.store.encoded import EncodedStore
+from OpenSciDraw.store.table import StoreTable
 from OpenSciDraw.training.memory.activations import ActivationBudget, keeps, measure_saved_bytes
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.weights import trainable
@@ -33,13 +35,14 @@ from OpenSciDraw.weights.trainable import resolve_lora_layers
 
 @dataclass(frozen=True)
 class Shape:
-    """One size of picture in training: pixels, image tokens, text tokens, and how much of the data has it."""
+    """One size of picture in training: pixels, image tokens (references' too), text tokens, and how much of the data has it."""
 
     height: int
     width: int
     tokens: int
     text: int
     share: float
+    references: tuple[tuple[int, int], ...] = ()  # height and width of the pictures that an edit starts from
 
 
 @dataclass(frozen=True)
@@ -105,26 +108,39 @@ def shapes(model: FigureModel, config: Config) -> list[Shape]:
     text, multiple = model.text_shape()[0], model.pixel_multiple
     if any(side % multiple for bucket in buckets(config.encode.resolution) for side in (bucket.height, bucket.width)):
         raise UserError(f"encode.resolution = {config.encode.resolution}: this model's sides are multiples of {multiple} px.")
-    counts: dict[tuple[int, int, int], float] = {}
+    counts: Counter[_Size] = Counter()
     if not config.dataset.is_remote and EncodedStore.is_store(folder := store_folder(config)):
         store = EncodedStore(folder, with_text=config.text == "stored")
         lengths = store.text.lengths()[store.text_row].tolist() if store.text is not None else [text] * len(store.figures)
         typical = -(-sum(lengths) // len(lengths)) if len(set(lengths)) > 1 else lengths[0]
-        sizes = zip(store.figures.numbers("bucket_h").tolist(), store.figures.numbers("bucket_w").tolist(), strict=True)
-        for height, width in sizes:
-            counts[(height, width, typical)] = counts.get((height, width, typical), 0) + 1
+        references = [()] * len(store.figures) if store.references is None else _sizes_of_references(store, store.references)
+        counts.update((h, w, typical, made_of) for (h, w), made_of in zip(_sizes(store.figures), references, strict=True))
     else:
-        for bucket in buckets(config.encode.resolution):
-            counts[(bucket.height, bucket.width, text)] = 1
-    total = sum(counts.values())
-    by_tokens: dict[int, list[tuple[tuple[int, int, int], float]]] = {}
+        counts.update((bucket.height, bucket.width, text, ()) for bucket in buckets(config.encode.resolution))
+    by_tokens: dict[int, list[tuple[_Size, int]]] = {}
     for size, count in counts.items():  # sizes with equally many tokens cost the same
-        by_tokens.setdefault(size[0] // multiple * (size[1] // multiple), []).append((size, count))
+        pictures = [size[:2], *size[3]]
+        tokens = sum(height // multiple * (width // multiple) for height, width in pictures)
+        by_tokens.setdefault(tokens, []).append((size, count))
     out = []
     for tokens, sizes_of in sorted(by_tokens.items()):
-        (height, width, length), _ = max(sizes_of, key=lambda item: item[1])
-        out.append(Shape(height, width, tokens, length, sum(count for _, count in sizes_of) / total))
+        (height, width, length, made_of), _ = max(sizes_of, key=lambda item: item[1])
+        share = sum(count for _, count in sizes_of) / counts.total()
+        out.append(Shape(height, width, tokens, length, share, made_of))
     return out
+
+
+_Size = tuple[int, int, int, tuple[tuple[int, int], ...]]  # height, width, tokens of text, (height, width) of references
+
+
+def _sizes(table: StoreTable) -> list[tuple[int, int]]:
+    """(height, width) of each row."""
+    return list(zip(table.numbers("bucket_h").tolist(), table.numbers("bucket_w").tolist(), strict=True))
+
+
+def _sizes_of_references(store: EncodedStore, references: StoreTable) -> list[tuple[tuple[int, int], ...]]:
+    sizes = _sizes(references)
+    return [tuple(sizes[at] for at in store.references_of(row)) for row in range(len(store.figures))]
 
 
 @dataclass(frozen=True)
@@ -189,11 +205,11 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
     with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
         model.transformer = _as_fake(transformer)
         compute_throughout(model, transformer, config)
-        noisy, text = _inputs(model, shape, config.train_batch_size * pictures_of_a_sample(config))
+        noisy, text, references = _inputs(model, shape, config.train_batch_size * pictures_of_a_sample(config))
 
         def forward() -> Tensor:
             with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
-                return model.velocity(noisy, torch.full((len(noisy),), 0.5), text)
+                return model.velocity(noisy, torch.full((len(noisy),), 0.5), text, *([references] if references else []))
 
         numbers = []
         for recompute in (False, True):
@@ -235,8 +251,10 @@ def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
     return Step(shape, flops, kept, largest, stay, len(each))
 
 
-def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextBatch]:
-    latents = model.latent_shape(shape.height, shape.width)
-    noisy = model.normalize(torch.zeros(1, *latents))
-    length, width = shape.text, model.text_shape()[1]
-    return torch.zeros(batch, *noisy.shape[1:]), TextBatch(torch.zeros(batch, length, width, dtype=model.weight_dtype))
+def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextBatch, list[Tensor]]:
+    def normalized(height: int, width: int) -> Tensor:
+        latents = model.normalize(torch.zeros(1, *model.latent_shape(height, width)))
+        return torch.zeros(batch, *latents.shape[1:])
+
+    text = TextBatch(torch.zeros(batch, shape.text, model.text_shape()[1], dtype=model.weight_dtype))
+    return normalized(shape.height, shape.width), text, [normalized(*size) for size in shape.references]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, TextBatch, build_model
 from OpenSciDraw.planning.plan import make_plan, plan_with_changes
-from OpenSciDraw.planning.step_cost import count_flops, norms_as_on_a_gpu
+from OpenSciDraw.planning.step_cost import count_flops, norms_as_on_a_gpu, planned_model, shapes, step_cost
 from OpenSciDraw.training.memory.activations import ActivationBudget, measure_saved_bytes
 from OpenSciDraw.training.optimizers.choice import build_optimizer
 from OpenSciDraw.weights import trainable
@@ -152,3 +153,21 @@ def test_wrong_questions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["plan", path, "--gpu", "V100-32GB"]) == 2 and "has no bf16" in capsys.readouterr().err
     with pytest.raises(UserError, match="fsdp2"):
         make_plan(config_of(), "H100-80GB", 2, "zero9")
+
+
+def test_edits_cost_the_tokens_of_their_references(tmp_path: Path) -> None:
+    from OpenSciDraw.encode import run as encode
+
+    values = {
+        **BASE, "dataset": {"base_dir": str(tmp_path), "parquet_base_path": "store"},
+        "encode": {"figures": "drawn:6:edit", "resolution": 128, "num_workers": 0},
+    }  # fmt: skip
+    config = Config.model_validate(values)
+    assert encode.main(config) == 0
+    with planned_model(config) as (model, _):
+        (edit,) = shapes(model, config)
+    tokens = (128 // model.pixel_multiple) ** 2
+    assert edit.references == ((128, 128),) and edit.tokens == 2 * tokens
+    alone = replace(edit, references=(), tokens=tokens)
+    costs = [step_cost(config, shape, None) for shape in (alone, edit)]
+    assert 2 < costs[1].flops / costs[0].flops < 2.6 and costs[1].kept > 1.3 * costs[0].kept

@@ -19,6 +19,7 @@ from OpenSciDraw.config import Config, PreferenceConfig
 from OpenSciDraw.datasets.batch import AXES, Batch
 from OpenSciDraw.datasets.preference_groups import PreferenceGroups
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.parallel.sharding import repeated_blocks
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
 from OpenSciDraw.train_iteration_funcs import preference
 from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
@@ -304,6 +305,18 @@ def test_blocks_that_are_recomputed_give_the_same_gradients(group_config: dict, 
         gradients.append({name: parameter.grad for name, parameter in run.parameters.items()})
     for name, gradient in gradients[1].items():
         assert torch.equal(gradients[0][name], gradient) and gradient.abs().sum() > 0, name
+
+
+@pytest.mark.slow  # tracing takes most of a minute
+def test_compiled_blocks_have_a_graph_for_the_reference_too(group_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
+    run = built(group_config, tmp_path, mixed_precision="bf16")
+    batch = run.dataset.batch([0])
+    expected = output(run, batch)
+    for block in repeated_blocks(run.model.transformer):
+        block.compile(dynamic=True, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        found = output(run, batch)
+        assert torch.equal(found.loss, expected.loss) and torch.equal(found.means.sums, expected.means.sums)  # type: ignore[union-attr]
 
 
 def test_an_error_inside_gives_the_policy_back(group_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
