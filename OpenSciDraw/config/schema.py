@@ -379,7 +379,7 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _objective_of(family: str, parquet: bool) -> str:
-    """The registered objective of a family: the README's per-family name, else 'flow_matching'."""
+    """The registered objective of a family: its own name, else 'flow_matching'."""
     wanted = f"{family}_train_iteration_func{'_parquet' if parquet else ''}".replace("_", "").lower()
     names = TRAIN_ITERATION_FUNCS.names()
     return next((name for name in names if name.replace("_", "").lower() == wanted), "flow_matching")

@@ -1,4 +1,4 @@
-"""LoRA on attention, feed-forward and single-stream blocks: the README's recommended set.
+"""LoRA on attention, feed-forward and single-stream blocks: the recommended set of docs/lora-targets.md.
 
 Command:  accelerate launch train_OpenSciDraw_loop.py configs/260120/flux2klein_full.py
 Data:     add --cfg_options dataset.base_dir=/path/to/data encode.figures=/path/to/figures (encode likewise, before).

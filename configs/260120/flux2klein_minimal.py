@@ -1,4 +1,4 @@
-"""LoRA on the attention of the dual-stream blocks alone: the README's minimal set.
+"""LoRA on the attention of the dual-stream blocks alone: the minimal set of docs/lora-targets.md.
 
 Command:  accelerate launch train_OpenSciDraw_loop.py configs/260120/flux2klein_minimal.py
 Data:     add --cfg_options dataset.base_dir=/path/to/data encode.figures=/path/to/figures (encode likewise, before).

@@ -1,4 +1,4 @@
-"""LoRA on attention and cross-attention of the dual-stream blocks: the README's standard set.
+"""LoRA on attention and cross-attention of the dual-stream blocks: the standard set of docs/lora-targets.md.
 
 Command:  accelerate launch train_OpenSciDraw_loop.py configs/260120/flux2klein_standard.py
 Data:     add --cfg_options dataset.base_dir=/path/to/data encode.figures=/path/to/figures (encode likewise, before).

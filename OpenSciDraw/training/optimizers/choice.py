@@ -1,4 +1,4 @@
-"""Optimizers and schedules by the README's names. Which to choose: docs/optimizers.md."""
+"""Optimizers and schedules by name. Which to choose: docs/optimizers.md."""
 
 from __future__ import annotations
 
