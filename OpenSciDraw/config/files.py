@@ -23,6 +23,7 @@ from OpenSciDraw.config.earlier import (
     take_old_names,
     take_published_dataset,
 )
+from OpenSciDraw.config.earlier_preferences import take_published_preferences
 from OpenSciDraw.config.layer import Layer, filled, merge_layers
 from OpenSciDraw.config.messages import COMMAND_LINE, contradictions, wrong_keys
 from OpenSciDraw.config.names import ALIASES
@@ -84,6 +85,7 @@ def _checked(
     drop_retired(layer)
     drop_none(layer)
     take_published_dataset(layer)
+    take_published_preferences(layer, problems)
     take_old_names(layer)
     if not complete:
         stand_in(layer)

@@ -14,6 +14,7 @@ ALIASES = {
     "output_dir": "model_output_dir",
     "log_with": "report_to",
     "init_weights_path": "pretrained_full_ckpt_path",
+    "policy_init_path": "pretrained_full_ckpt_path",
 }
 # Keys of existing configs that do nothing here, with what to say beside that.
 RETIRED = dict.fromkeys(

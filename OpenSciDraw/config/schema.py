@@ -316,7 +316,7 @@ class Config(Section):
         if data.is_remote:
             common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
         if data.type == GROUP_DATASET:
-            common["preference"] = self.preference
+            common |= {"preference": self.preference, "path_remapping": data.path_remapping}
         return {**paths, "with_text": self.text == "stored", **common}
 
     @model_validator(mode="before")

@@ -64,6 +64,9 @@ class DatasetConfig(Section):
     quality_filter: Literal["high", "high+medium", "high_medium", "all"] | None = key(
         None, "Data", "ArXiVParquetDatasetV4: figures of these quality grades alone; None = all."
     )
+    path_remapping: dict[str, str] | None = key(
+        None, "Data", "PreferenceGroups: beginnings of absolute paths in published rows, and what replaces them."
+    )
     num_workers: int | None = key(None, "Data", "Second place of dataloader_num_workers.", "processes", ge=0)
     num_train_examples: int | None = key(None, "Data", "Use only the first rows; None = all.", "rows", ge=1)
     cache_dir: str | None = key(None, "Data", "base_dir in cloud storage: folder of the local copies; None = the user's cache.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -119,12 +119,16 @@ class PreferenceGroups(RowDataset):
     def __init__(
         self, *, base_dir: str, parquet_base_path: str = "", num_train_examples: int | None = None,
         with_text: bool = True, stat_data: bool = False, preference: PreferenceConfig | None = None,
+        path_remapping: Mapping[str, str] | None = None,
     ):  # fmt: skip
         rules = preference or PreferenceConfig()
         folder = Path(base_dir).expanduser() / parquet_base_path
         if not folder.is_dir():
             raise UserError(f"dataset: no folder {folder} (base_dir / parquet_base_path). Correct the paths.")
-        rows = _of_store(folder, with_text, rules) if EncodedStore.is_store(folder) else _of_scores(folder, with_text, rules)
+        if EncodedStore.is_store(folder):
+            rows = _of_store(folder, with_text, rules)
+        else:
+            rows = _of_scores(ScoredRows(folder, with_text, Path(base_dir).expanduser(), path_remapping), rules)
         groups = rows.groups
         _say(folder, groups)
         self.left_out = [BadRow(name, reason) for name, reason in groups.left_out]
@@ -136,10 +140,9 @@ class PreferenceGroups(RowDataset):
         super().__init__(rows, folder, num_train_examples, stat_data)
 
 
-def _of_scores(folder: Path, with_text: bool, rules: PreferenceConfig) -> GroupRows:
-    pictures = ScoredRows(folder, with_text)
+def _of_scores(pictures: ScoredRows, rules: PreferenceConfig) -> GroupRows:
     if pictures.nameless:
-        _LOG.warning("%s: %d scored pictures without a group_id left out", folder, pictures.nameless)
+        _LOG.warning("%s: %d scored pictures without a group_id left out", pictures.folder, pictures.nameless)
     sides = pictures.buckets().astype(np.int64)
     prompts = pictures.table.column("group_id").cast(pa.string())
     sizes, counted = sides[:, 0] << 32 | sides[:, 1], _counted(rules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ _LATENTS = {"mode": ("latents",), "posterior": ("vae_h",)}
 class ScoredRows:
     """Rows of `<folder>/**/*.parquet` with the columns NEEDED; `cache_path` and `text_cache_path` start from the folder.
 
+    Absolute paths, as published rows have them, must lie below `root`, after `remapping` has replaced their beginnings.
+
     Other columns (aspect_ratio, shard) are not read. A row without a group_id is of no prompt and is left out (`nameless` counts
     them).
 
@@ -35,8 +37,9 @@ class ScoredRows:
 
     contract: Contract | None = None  # they record nothing of how they were made
 
-    def __init__(self, folder: Path, with_text: bool):
+    def __init__(self, folder: Path, with_text: bool, root: Path | None = None, remapping: Mapping[str, str] | None = None):
         self.folder, self.with_text = Path(os.path.abspath(folder)), with_text
+        self.root, self.remapping = Path(os.path.abspath(root or folder)), dict(remapping or {})
         files = [path for path in sorted(folder.glob("**/*.parquet")) if not path.name.startswith(".")]
         if not files:
             raise UserError(f"{folder}: neither a store (figures/, groups.parquet) nor *.parquet files of scored pictures here.")
@@ -66,6 +69,18 @@ class ScoredRows:
         value = self.table.column(column)[row].as_py()
         return None if value is None else str(value)
 
+    def _npz(
+        self, column: str, row: int, parts: Mapping[str, Sequence[str]], optional: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """The arrays of the file that a row names. Raises as `read_npz`."""
+        name = self._text(column, row)
+        for begin, other in self.remapping.items():
+            if name is not None and name.startswith(begin):
+                name = other + name.removeprefix(begin)
+                break
+        folder = self.root if name is not None and os.path.isabs(name) else self.folder
+        return read_npz(folder, name, parts, optional, column)
+
     def caption(self, row: int) -> str:
         return self._text("caption", row) or ""
 
@@ -77,7 +92,7 @@ class ScoredRows:
 
     def latents(self, row: int) -> Tensor:
         """(C, h, w) fp32. Raises OSError or ValueError when they are missing or not of the row's bucket."""
-        return self._latents(row, read_npz(self.folder, self._text("cache_path", row), _LATENTS, tuple(_LATENTS)))
+        return self._latents(row, self._npz("cache_path", row, _LATENTS, tuple(_LATENTS)))
 
     def _latents(self, row: int, arrays: dict[str, np.ndarray]) -> Tensor:
         found = next((name for name in _LATENTS if name in arrays), None)
@@ -100,10 +115,10 @@ class ScoredRows:
         text_path = self._text(_TEXT_PATH, row)
         if self.with_text and text_path is None:
             parts["text"] = TEXT
-        arrays = read_npz(self.folder, self._text("cache_path", row), parts, tuple(_LATENTS))
+        arrays = self._npz("cache_path", row, parts, tuple(_LATENTS))
         text = None
         if self.with_text:
-            given = arrays if text_path is None else read_npz(self.folder, text_path, {"text": TEXT}, column=_TEXT_PATH)
+            given = arrays if text_path is None else self._npz(_TEXT_PATH, row, {"text": TEXT})
             require_numbers("text", given["text"])
             text = text_of(given)
         return Sample(self.sample_id(row), self.caption(row), self._latents(row, arrays), text)

@@ -195,6 +195,21 @@ def test_text_may_lie_with_the_latents(tmp_path: Path) -> None:
     assert read(opened(tmp_path), 0).text.shape == (4, WIDTH)  # type: ignore[union-attr]
 
 
+def test_absolute_paths_of_another_machine_are_remapped_and_stay_below_base_dir(tmp_path: Path) -> None:
+    folder = tmp_path / "groups"
+    folder.mkdir()
+    rows = [picture_row(folder, "one", n, scores) for n, scores in enumerate(SCORED)]
+    for row in rows:
+        for name in ("cache_path", "text_cache_path"):
+            row[name] = f"/mnt/data/groups/{row[name]}"
+    pq.write_table(pa.Table.from_pylist(rows), folder / "scored.parquet")
+    dataset = opened(folder, path_remapping={"/mnt/data/": f"{tmp_path}/"})
+    assert read(dataset, 0).latents is not None and read(dataset, 0).text is not None
+    assert "leads out of" in opened(folder).read(0).reason  # type: ignore[union-attr]
+    outside = opened(folder, path_remapping={"/mnt/data/groups/": "/etc/"}).read(0)
+    assert "leads out of" in outside.reason  # type: ignore[union-attr]
+
+
 def test_pictures_of_unequal_sizes_in_the_published_parquet_never_meet(tmp_path: Path) -> None:
     rows = [picture_row(tmp_path, "one", n, scores, side=64 if n != 1 else 96) for n, scores in enumerate(SCORED)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scored.parquet")
