@@ -35,16 +35,17 @@ BASE: dict[str, Any] = {
     "checkpointing_steps": STEPS, "validation_steps": STEPS, "logging_steps": LAST, "report_to": "none",
     "num_inference_steps": 12, "guidance_scale": 3.0,
 }  # fmt: skip
-NO_CAP = {"max_margin": None}
+ALONE = {"winner_weight": 0.0}
+NO_CAP = {"max_margin": None, **ALONE}
 WAYS: dict[str, dict[str, Any] | None] = {
     "base": None,
     "winners alone": {"train_iteration_func_name": "flow_matching"},
     "beta 2000, no cap": {"preference": {"beta": 2000.0, **NO_CAP}},
     "beta 500, no cap": {"preference": {"beta": 500.0, **NO_CAP}},
     "beta 100, no cap": {"preference": {"beta": 100.0, **NO_CAP}},
-    "beta 100, margin 0.01": {"preference": {"beta": 100.0, "max_margin": 0.01}},
-    "beta 100, margin 0.003": {"preference": {"beta": 100.0, "max_margin": 0.003}},
-    "beta 500, margin 0.003": {"preference": {"beta": 500.0, "max_margin": 0.003}},
+    "beta 100, margin 0.01": {"preference": {"beta": 100.0, "max_margin": 0.01, **ALONE}},
+    "beta 100, margin 0.003": {"preference": {"beta": 100.0, "max_margin": 0.003, **ALONE}},
+    "beta 500, margin 0.003": {"preference": {"beta": 500.0, "max_margin": 0.003, **ALONE}},
     "beta 100, margin 0.01, winner 10": {"preference": {"beta": 100.0, "max_margin": 0.01, "winner_weight": 10.0}},
 }
 SCORES = ("components", "arrows", "one_letter_labels")

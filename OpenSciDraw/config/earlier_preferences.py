@@ -32,7 +32,7 @@ def take_published_preferences(layer: Layer, problems: list[str]) -> None:
     values, data = layer.values, layer.values.get("dataset")
     if not isinstance(data, dict) or data.get("type") != _DATASET:
         return
-    preference: dict[str, Any] = {"max_margin": None}  # published training has no cap
+    preference: dict[str, Any] = {"max_margin": None, "winner_weight": 0.0}  # published training has neither unless it says so
     for section, table in ((data, _RULES), (values, _SETTINGS)):
         preference |= {ours: section.pop(name) for name, ours in table.items() if name in section}
     place = layer.places.get("dataset.type", "?")

@@ -187,10 +187,12 @@ class PreferenceConfig(Section):
         100.0, "Preference", "Scale of the comparison: larger values keep the policy nearer to the reference.", "1 / loss", gt=0
     )
     max_margin: float | None = key(
-        0.05, "Preference", "A pair with a larger margin is not trained on: no loser is pushed away without end. None = no limit.",
+        0.01, "Preference", "A pair with a larger margin is not trained on: no loser is pushed away without end. None = no limit.",
         "loss", gt=0,
     )  # fmt: skip
-    winner_weight: float = key(0.0, "Preference", "Weight of the winner's own flow-matching loss, added to the comparison.", ge=0)
+    winner_weight: float = key(
+        10.0, "Preference", "Weight of the winner's own flow-matching loss, added so that it does not rise (beta / 10).", ge=0
+    )
     tau: float | None = key(
         None, "Preference", "mdpo, mode 'mean': losers weigh by exp((their loss - the winner's) / tau); None = alike.", "loss", gt=0
     )

@@ -53,8 +53,9 @@ def _compare(model: FigureModel, batch: Batch, place: Place, config: Config, mod
     present = pictures.present
     weights = axis_weights(settings, present)
     harder = (losers - winner[:, None]).detach()
-    loss = losses_of_groups(logits, present, weights, mode, settings, harder).mean() + settings.winner_weight * winner.mean()
-    means = _means(logits.detach(), change.detach(), changes.detach(), present)
+    compared = losses_of_groups(logits, present, weights, mode, settings, harder)
+    loss = compared.mean() + settings.winner_weight * winner.mean()
+    means = _means(compared.detach(), logits.detach(), change.detach(), changes.detach(), present)
     count = len(batch.sample_ids)
     return LossOutput(loss, errors[:count].detach(), pictures.sigma[:count].detach(), means)
 
@@ -146,13 +147,13 @@ def losses_of_groups(
     return (share * each).sum(1)
 
 
-def _means(logits: Tensor, change: Tensor, changes: Tensor, present: Tensor) -> Means:
-    """Of each axis the share of logits above 0, the mean logit, and by how much the losers' loss is above the reference's; the
-    winners' is one number for all."""
+def _means(compared: Tensor, logits: Tensor, change: Tensor, changes: Tensor, present: Tensor) -> Means:
+    """Of each axis the share of logits above 0, the mean logit, and by how much the losers' loss is above the reference's; over
+    all groups the comparison alone, and by how much the winners' loss is above the reference's."""
     axes = AXES if present.shape[1] == len(AXES) else ("pair",)
     counts = present.sum(0).float()
     by_axis = [((logits > 0) & present).sum(0).float(), (logits * present).sum(0), (changes * present).sum(0)]
-    sums = torch.cat([*by_axis, change.sum()[None]])
-    of = torch.cat([counts, counts, counts, torch.full_like(counts[:1], len(change))])
+    sums = torch.cat([*by_axis, compared.sum()[None], change.sum()[None]])
+    of = torch.cat([counts, counts, counts, torch.full_like(sums[:2], len(change))])
     names = [f"preference_{what}_{axis}" for what in ("accuracy", "margin", "loser_change") for axis in axes]
-    return Means((*names, "preference_winner_change"), torch.stack([sums, of]))
+    return Means((*names, "preference_loss", "preference_winner_change"), torch.stack([sums, of]))

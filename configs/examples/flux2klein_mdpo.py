@@ -27,8 +27,8 @@ train_iteration_func_name = "mdpo"  # or "dpo": each loser is a pair of its own 
 preference = dict(
     mode="contrastive",  # or "adaptive", "mean"
     beta=100.0,
-    max_margin=0.05,  # EDIT after a look at loss_sigma_... of the first steps: a few hundredths of the loss
-    winner_weight=0.0,  # raise it (to beta / 20) when preference_winner_change rises
+    max_margin=0.01,  # EDIT after a look at loss_sigma_... of the first steps: a few hundredths of the loss
+    winner_weight=10.0,  # raise it when preference_winner_change rises
     axis_weights=dict(component=1.0, arrow=1.0, text=1.0),
     min_pictures=6,
     min_reward=0.70,

@@ -22,7 +22,8 @@ dataset_cfg = dict(
     type='ArXiVParquetDatasetMD3PO', base_dir='/data', parquet_base_path='groups', parquet_glob='gdro_*.parquet', num_workers=8,
     path_remapping={'/mnt/data/': '/data/'}, deterministic_latents=True, target_dims=('component_score', 'text_score'),
     winner_key='reward', min_winner_score=0.75, target_min_gap=0.25, other_max_gap=0.45, loser_balance_lambda=0.4,
-    min_total_gap=0.15, strict_all_dims=True, require_distinct_losers=True, min_group_images=5, inject_global_worst=True, global_worst_min_gap=0.20)
+    min_total_gap=0.15, strict_all_dims=True, require_distinct_losers=True, min_group_images=5, inject_global_worst=True,
+    global_worst_min_gap=0.20)
 train_iteration_func = 'Flux2Klein_md3po_train_iteration'
 md3po_agg_mode = 'adaptive'
 md3po_alpha_mode = 'uniform'
