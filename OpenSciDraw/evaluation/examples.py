@@ -211,7 +211,8 @@ def _prompt_example(path: Path, number: int, row: dict[str, Any], resolution: in
     file = path.parent / str(reference) if reference is not None else None
     if file is not None and not file.is_file():
         raise UserError(f"{where}: there is no reference picture {file}. Correct the path or leave it out.")
-    return Example(str(identity), prompt.strip(), width, height, truth, file, rubric, sources, boxes, resolution)
+    fit_at = resolution if sources else None
+    return Example(str(identity), prompt.strip(), width, height, truth, file, rubric, sources, boxes, fit_at)
 
 
 def _sources(where: str, path: Path, row: dict[str, Any]) -> tuple[tuple[FigureRef, ...], Boxes]:
