@@ -1,6 +1,6 @@
 """Train. `python train_OpenSciDraw_loop.py CONFIG.py [--cfg_options key=value …]`, or by `accelerate launch`.
 
-This file is the loop alone; OpenSciDraw/training/run.py builds what it uses. To resume, run the same command.
+This file is the loop alone; OpenSciDraw/training/build.py builds what it uses. To resume, run the same command.
 Exit codes: 0 done, 1 the loss was not finite, 2 something to mend in the config or data, 75 stopped by a signal after a checkpoint.
 """
 

@@ -28,12 +28,6 @@ from OpenSciDraw.drawn.pieces import (
     title_container,
 )
 
-# ---- captions
-
-
-# ---- shared pieces
-
-
 # ---- kinds
 
 

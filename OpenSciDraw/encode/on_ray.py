@@ -92,9 +92,6 @@ def _encoders(shards: int) -> dict[str, Any]:
     return {"compute": ActorPoolStrategy(size=count), "max_restarts": RETRIES, **place}
 
 
-# -- what travels --------------------------------------------------------------------------------
-
-
 # -- on the workers ------------------------------------------------------------------------------
 
 

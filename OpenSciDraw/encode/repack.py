@@ -88,9 +88,6 @@ def _repack(source: Source, out: Path, works: list[_Work], place: Place) -> None
     _summarise(source, out, works)
 
 
-# -- what is repacked ----------------------------------------------------------------------------
-
-
 # -- what is to do -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Work:
@@ -176,9 +173,6 @@ def _probe(source: Source, out: Path, missing: list[_Work]) -> None:
     ]
     _LOG.info("still to write to %s: %s; together %.4f GB", out, "; ".join(parts), total / 1e9)
     require_space(out, total, parts)
-
-
-# -- the empty prompt ----------------------------------------------------------------------------
 
 
 # -- one shard -----------------------------------------------------------------------------------

@@ -49,12 +49,6 @@ _DIRECTED = "An arrow that points the wrong way is a critical error. "
 _UNDIRECTED = "The direction of arrows does not matter: an arrow that points the wrong way is no error. "
 
 
-# -- rubric and score -------------------------------------------------------------------------------
-
-
-# -- the endpoint -----------------------------------------------------------------------------------
-
-
 # -- the metric ---------------------------------------------------------------------------------------
 @METRICS.register("judge")
 class Judge(PictureMetric):

@@ -182,10 +182,3 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure
         raise UserError(f"{file}, line {reader.line_num}: not CSV: {error}.") from error
     finally:
         csv.field_size_limit(previous)
-
-
-# -- tables --------------------------------------------------------------------------------------
-
-
-# -- one figure ----------------------------------------------------------------------------------
-

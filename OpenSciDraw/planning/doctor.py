@@ -112,9 +112,6 @@ def check_packages(config: Config | None) -> Iterator[Finding]:
         yield Finding("ok", f"{len(needed.keys() | extra)} packages within their bounds ({shown})")
 
 
-# -- machine -----------------------------------------------------------------------------------------
-
-
 # -- logins ------------------------------------------------------------------------------------------
 def check_login() -> Iterator[Finding]:
     from huggingface_hub import get_token

@@ -43,9 +43,6 @@ _Member = TypeVar("_Member")
 _File = tuple[str, Any]  # name, stream (None: a link, a device, encrypted)
 
 
-# -- finding ---------------------------------------------------------------------------------------
-
-
 # -- unpacking ---------------------------------------------------------------------------------------
 def unpack(source: PaperSource, folder: Path, limits: Limits) -> tuple[Path, list[str]]:
     """The paper's files: its own folder, or what its archive holds, written below `folder`; and what was left out.

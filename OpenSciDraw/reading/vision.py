@@ -47,12 +47,6 @@ def read_figure(picture: Image.Image) -> ReadFigure:
     return figure
 
 
-# -- shapes ----------------------------------------------------------------------------------------
-
-
-# -- arrows ------------------------------------------------------------------------------------------
-
-
 # -- plots --------------------------------------------------------------------------------------------
 def _axes(work: Work) -> tuple[float, float, float, float] | None:
     """Left, top, right, bottom (work pixels) of an L of long dark lines, or None."""

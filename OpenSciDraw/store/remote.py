@@ -229,7 +229,3 @@ def modified(entry: dict[str, Any]) -> float:
     """When a file was written there, in seconds since 1970; 0 where the storage does not tell."""
     found = next((entry[name] for name in ("LastModified", "last_modified", "mtime", "created") if entry.get(name)), 0.0)
     return float(found.timestamp()) if hasattr(found, "timestamp") else float(found) if isinstance(found, (int, float)) else 0.0
-
-
-# -- reading -----------------------------------------------------------------------------------
-

@@ -1,4 +1,4 @@
-"""A shard of the encoded store: how it is written, and what it says of itself. Reading many: store.py.
+"""A shard of the encoded store: how it is written, and what it says of itself. Reading many: table.py.
 
     00000.parquet        one row per row group, uncompressed, tensors in a non-null `large_binary` column
     00000.index.arrow    the small columns, where in the Parquet file each tensor lies, and behind all that its own checksum

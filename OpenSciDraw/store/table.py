@@ -234,6 +234,3 @@ def _index_agrees(info: ShardInfo) -> bool:
         and pq.read_table(info.path, columns=small).to_pylist() == index.select(small).to_pylist()
         and tensor_places(metadata, schema, index.column("shape").to_pylist(), info.contract) == places
     )
-
-
-# -- a store -----------------------------------------------------------------------------------

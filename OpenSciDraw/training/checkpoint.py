@@ -33,12 +33,6 @@ class DamagedCheckpoint(Exception):
     """A checkpoint's files are not those that were written."""
 
 
-# -- tensors in files, a few at a time ------------------------------------------------------------
-
-
-# -- trees of tensors and plain values, without pickle ------------------------------------------
-
-
 # -- writing -----------------------------------------------------------------------------------
 class CheckpointWriter:
     """`with CheckpointWriter(out, step) as folder:` fill the folder; it gets its name when all is on disk."""
@@ -149,4 +143,3 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
         raise UserError(f"Every checkpoint in {output_dir} is damaged ({names}). Set resume_from_checkpoint = None to start over.")
     _LOG.info("resume_from_checkpoint = 'latest': no checkpoint in %s yet, so this run starts at step 0", output_dir)
     return None
-

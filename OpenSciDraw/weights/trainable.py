@@ -1,4 +1,4 @@
-"""What is trained: LoRA adapters on exact linear layers, or all weights. The only file that asks which."""
+"""What is trained: LoRA adapters on exact linear layers, or all weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A LaTeX source tree -> its figures: one LatexFigure for each picture, with the caption that belongs to it.
 
-The document is made flat (latex_macros), its environments, groups, pictures and captions become a tree
-(latex_tree), and each picture finds its caption there (latex_pairs).
+The document is made flat (macros), its environments, groups, pictures and captions become a tree
+(tree), and each picture finds its caption there (pairs).
 """
 
 from __future__ import annotations
