@@ -186,7 +186,7 @@ class LegacyRows:
             return None
         shapes = [tuple(shape or ()) for shape in self.table.column(_SOURCE_SHAPE).to_pylist()]
         known: dict[tuple[int, ...], int] = {}
-        return np.array([known.setdefault(shape, len(known)) for shape in shapes], dtype=np.int32)
+        return np.array([known.setdefault(shape, len(known) + 1) for shape in shapes], dtype=np.int32)
 
     def text_lengths(self) -> None:
         return None

@@ -44,11 +44,11 @@ class JoinedRows:
         return np.concatenate([part.buckets() for part in self.parts])
 
     def reference_sizes(self) -> np.ndarray:
-        """(rows,) a number that is the same for rows whose references are of one number and size."""
+        """(rows,) a number that is the same for rows whose references are of one number and size, 0 for those without."""
         found, most = [], 0
         for part in self.parts:
             sizes = part.store.reference_sizes() if isinstance(part, StoreRows) else part.reference_sizes()
-            found.append(np.zeros(len(part), np.int32) if sizes is None else sizes + most + 1)
+            found.append(np.zeros(len(part), np.int32) if sizes is None else np.where(sizes > 0, sizes + most, 0))
             most = int(found[-1].max(initial=most))
         return np.concatenate(found)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.config.checks import MIXED_DATASET
 from OpenSciDraw.datasets.arxiv_parquet import StoreRows
 from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.datasets.legacy import LegacyRows
@@ -133,6 +134,11 @@ def open_legacy(folder: Path, config: Config | None) -> Source:
             "of that model: --config CONFIG.py (model_type, pretrained_model_name_or_path, max_sequence_length)."
         )
     rows, model = LegacyRows(folder), build_model(config, Place.here().device())
+    if rows.reference_sizes() is not None:
+        raise UserError(
+            f"{folder} holds edits with what they start from (layout {rows.layout}), and `repack` copies figures alone. Train on it "
+            f"as it is: dataset = dict(type={MIXED_DATASET!r}, edit_parquet_path=...)."
+        )
     model.load_empty_vae()
     given = config.dataset.contract or {}
     model.contract().require_declared(given)

@@ -81,14 +81,15 @@ class EncodedStore:
         return torch.from_numpy(np.frombuffer(found, np.float32).reshape(-1, 4).copy()) if found else None
 
     def reference_sizes(self) -> np.ndarray | None:
-        """(rows,) a number for each figure that is the same for those with references of equal sizes; None where none has any."""
+        """(rows,) a number for each figure that is the same for those with references of equal sizes, 0 for those without; None where none has any."""
         if self.references is None:
             return None
         shapes = np.unique(self.references.numbers("shape"), axis=0, return_inverse=True)[1].reshape(-1)[self._reference_rows]
         known: dict[bytes, int] = {}
-        first = self._first_reference.tolist()
-        kinds = [known.setdefault(shapes[a:b].tobytes(), len(known)) for a, b in zip(first[:-1], first[1:], strict=True)]
-        return np.array(kinds, dtype=np.int32)
+        kinds, first = np.zeros(len(self.figures), dtype=np.int32), self._first_reference
+        for row in np.flatnonzero(np.diff(first)).tolist():
+            kinds[row] = known.setdefault(shapes[first[row] : first[row + 1]].tobytes(), len(known) + 1)
+        return kinds
 
     def _lookup(self, keys: np.ndarray, rows: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
         """Of each `wanted` key its row; `keys` are sorted, `rows` are theirs."""
@@ -98,7 +99,8 @@ class EncodedStore:
         if missing:
             raise UserError(
                 f"{self.folder}: {missing} {what} are missing. "
-                "Run the same `scienceflow encode` command to finish it."
+                "Run the same `scienceflow encode` command to finish it. If it has nothing left to do, rejected.jsonl says why it "
+                "refused them: mend or remove these, and encode to a new folder."
             )
         found = np.empty_like(rows, shape=len(wanted))
         found[order] = rows[place]

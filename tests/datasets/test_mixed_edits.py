@@ -15,6 +15,8 @@ from conftest import BASE, write_config
 from OpenSciDraw.config import Config, load_config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.mixed_edits import ArXiVParquetDatasetV4
+from OpenSciDraw.encode import run as encode
+from OpenSciDraw.encode.repack_source import open_legacy
 from OpenSciDraw.errors import UserError
 
 SIDE, CHANNELS = 64, 8
@@ -148,3 +150,19 @@ def test_keys_that_do_not_go_together_are_refused(dataset: dict, said: str, tmp_
     with pytest.raises(UserError, match=said):
         load_config(path)
     assert Config.model_validate({**BASE, "dataset": {"base_dir": "."}})
+
+
+def test_repack_refuses_published_edits_instead_of_losing_what_they_start_from(tmp_path: Path) -> None:
+    publish(tmp_path / "edit", True, ["", ""])
+    config = load_config("configs/tiny/flux2klein_edit.py")
+    with pytest.raises(UserError, match="edits with what they start from .layout V4.*edit_parquet_path"):
+        open_legacy(tmp_path / "edit", config)
+
+
+def test_encode_refuses_the_data_set_of_two_folders(tmp_path: Path) -> None:
+    publish(tmp_path / "edit", True, [""])
+    config = load_config("configs/tiny/flux2klein_edit.py", [
+        "dataset.type='ArXiVParquetDatasetV4'", f"dataset.base_dir={str(tmp_path)!r}", "dataset.edit_parquet_path='edit'",
+    ])  # fmt: skip
+    with pytest.raises(UserError, match="reads two folders of rows that are encoded already"):
+        encode.main(config)
