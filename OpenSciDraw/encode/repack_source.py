@@ -136,8 +136,8 @@ def open_legacy(folder: Path, config: Config | None) -> Source:
     rows, model = LegacyRows(folder), build_model(config, Place.here().device())
     if rows.reference_sizes() is not None:
         raise UserError(
-            f"{folder} holds edits with what they start from (layout {rows.layout}), and `repack` copies figures alone. Train on it "
-            f"as it is: dataset = dict(type={MIXED_DATASET!r}, edit_parquet_path=...)."
+            f"{folder} holds edits with what they start from (layout {rows.layout}), and `repack` copies figures alone. "
+            f"Train on it as it is: dataset = dict(type={MIXED_DATASET!r}, edit_parquet_path=...)."
         )
     model.load_empty_vae()
     given = config.dataset.contract or {}

@@ -81,7 +81,7 @@ class EncodedStore:
         return torch.from_numpy(np.frombuffer(found, np.float32).reshape(-1, 4).copy()) if found else None
 
     def reference_sizes(self) -> np.ndarray | None:
-        """(rows,) a number for each figure that is the same for those with references of equal sizes, 0 for those without; None where none has any."""
+        """(rows,) a number that is the same for figures with references of equal sizes, and 0 without; None where none has any."""
         if self.references is None:
             return None
         shapes = np.unique(self.references.numbers("shape"), axis=0, return_inverse=True)[1].reshape(-1)[self._reference_rows]
