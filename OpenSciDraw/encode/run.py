@@ -214,7 +214,8 @@ def _source(config: Config) -> str:
     if config.dataset.type == MIXED_DATASET:
         raise UserError(
             f"dataset.type = {MIXED_DATASET!r} reads two folders of rows that are encoded already, and `encode` writes one store. "
-            "Encode each by a config of its own, with dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
+            "Encode each by a config of its own, with "
+            "dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
         )
     if source is None:
         raise UserError("encode.figures is not set: which figures? Set encode = dict(figures='my_figures/'), or 'drawn:2000'.")
