@@ -25,10 +25,13 @@ def build_accelerator(config: Config, autocast: str) -> Accelerator:
     `autocast`: "no", "fp16" or "bf16", see precision.py.
 
     Raises:
-        UserError: a launcher that contradicts the config.
+        UserError: a launcher that contradicts the config; fp16 without a GPU.
     """
+    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if autocast == "fp16" and not on_gpu:  # accelerate would run neither autocast nor loss scaling, without a word
+        raise UserError("mixed_precision = 'fp16' needs a GPU, and this machine shows none. Set mixed_precision = 'bf16' or 'no'.")
     accelerator = Accelerator(
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        cpu=not on_gpu,
         mixed_precision=autocast,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False

@@ -241,6 +241,14 @@ def test_accelerates_own_launcher_reads_each_file(file: Path, monkeypatch) -> No
     assert (take_request() is not None) == ("fsdp2" in file.stem)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+def test_fp16_without_a_gpu_is_refused_not_run_without_autocast(square_store, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for use_lora in (True, False):
+        with pytest.raises(UserError, match="mixed_precision = 'fp16' needs a GPU"):
+            keys = dict(mixed_precision="fp16", use_lora=use_lora, model_output_dir=str(tmp_path))
+            Training(Config.model_validate(merged(square_store, **keys)))
+
+
 def test_the_config_wins_over_accelerates_file(square_store, fresh_accelerate, monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The launcher's environment asks for other accumulation and precision: what runs is the config's, and is printed."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
