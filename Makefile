@@ -18,8 +18,10 @@ demo: setup
 pretrain: setup
 	$(RUN) pretrain.py
 
+# One thread a process, WORKERS processes; each needs 1.5 GB of memory. The tests of a file stay together, with what they share.
+WORKERS ?= 2
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
