@@ -122,14 +122,16 @@ class Encoding:
         return batches
 
     def _figure_work(self, folder: Path) -> list[encode_work.Work]:
-        return encode.plan_shards(folder / "figures", self.refs, self.config.encode.samples_per_shard, lambda ref: ref.id)
+        return encode_work.plan_shards(folder / "figures", self.refs, self.config.encode.samples_per_shard, lambda ref: ref.id)
 
     def our_captions(self) -> float:
         self.run += 1
-        works = encode.plan_shards(self._out() / "text", self.captions, self.config.encode.samples_per_shard, lambda text: text)
+        settings = self.config.encode
+        works = encode_work.plan_shards(self._out() / "text", self.captions, settings.samples_per_shard, lambda text: text)
         start = time.perf_counter()
         for work in works:
-            encode_shards.encode_captions(self.model, work, self.contract, BatchSizes(BATCH_SIZE, self.model), tqdm(disable=True))
+            sizes = BatchSizes(BATCH_SIZE, self.model)
+            encode_shards.encode_captions(self.model, work, self.contract, sizes, tqdm(disable=True), settings)
         return time.perf_counter() - start
 
     def our_figures(self, workers: int) -> float:

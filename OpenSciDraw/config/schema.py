@@ -262,6 +262,9 @@ class Config(Section):
     true_cfg_scale: float | None = key(
         None, "Validation", "True classifier-free guidance (Qwen-Image).", "factor", ge=0
     )
+    embedded_guidance: float | None = key(
+        None, "Flow matching", "Guidance that a transformer with such an input gets while training; None = 1.", "factor", ge=0
+    )
     negative_prompt: str | None = key(None, "Validation", "Prompt to steer away from; None = the empty prompt.")
     num_inference_steps: int = key(28, "Validation", "Steps of a sampled picture.", "sampling steps", ge=1)
     validate_unquantized: bool = key(

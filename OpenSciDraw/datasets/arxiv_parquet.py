@@ -91,6 +91,7 @@ class StoreRows:
             text=None if text is None else text.tensor(int(self.store.text_row[row])),
             references=tuple(made_of),
             edit_boxes=self.store.edit_boxes(row),
+            unprompted=self.store.unprompted(row),
         )
 
     def empty_text(self) -> Tensor | None:

@@ -17,7 +17,8 @@ class Sample:
 
     `latents` (C, h, w) raw; `text` (L, D); `pixels` (3, H, W) in [-1, 1]. Of the result of an edit, whose caption is the
     instruction: `references`, what it was made from, raw latents (C, h_i, w_i) or pixels (3, H_i, W_i) as the figure itself is
-    given; `edit_boxes` (n, 4), where it changes the figure: x0, y0, x1, y1 as fractions of width and height; None: not known.
+    given; `edit_boxes` (n, 4), where it changes the figure: x0, y0, x1, y1 as fractions of width and height; None: not known;
+    `unprompted` (L, D), the text of the empty prompt, where a text encoder reads it together with the references.
     Of a group of preferences, whose winner is the figure itself: `losers` (D, C, h, w) raw latents, one for each axis (D = 1: the
     one loser of a pair), and `axes` (D,) bool, whether there is a loser; where there is none, its latents mean nothing.
     """
@@ -31,6 +32,7 @@ class Sample:
     edit_boxes: Tensor | None = None
     losers: Tensor | None = None
     axes: Tensor | None = None
+    unprompted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Batch:
 
     `latents` (B, C, h, w) raw or None; `text` B tensors (L_i, D) or None; `pixels` (B, 3, H, W) or None;
     `bad` the rows that were asked for and could not be read; `noise` (B, C h w) keyed by `micro_step` and sample, where the data
-    workers have drawn it (datasets/ahead.py). Of edits `references`, each
-    stacked to (B, …), and `edit_boxes`, one entry for each sample, as in Sample. Of preferences `losers` (B, D, C, h, w) and
-    `axes` (B, D), on the CPU.
+    workers have drawn it (datasets/ahead.py). Of edits `references`, each stacked to (B, …), `edit_boxes`, one entry for each
+    sample, and `unprompted`, B tensors (L_i, D) or None, as in Sample. Of preferences `losers` (B, D, C, h, w) and `axes` (B, D),
+    on the CPU.
     """
 
     sample_ids: list[str]
@@ -64,6 +66,13 @@ class Batch:
     edit_boxes: tuple[Tensor | None, ...] = ()
     losers: Tensor | None = None
     axes: Tensor | None = None
+    unprompted: list[Tensor] | None = None
+
+    def pictures(self) -> list[list[Tensor]]:
+        """Of each sample the pictures that it edits, (3, H_i, W_i) in [-1, 1]; none where the batch carries latents."""
+        if self.latents is not None:
+            return [[] for _ in self.sample_ids]
+        return [[part[at] for part in self.references] for at in range(len(self.sample_ids))]
 
     def pin_memory(self) -> Batch:
         """In memory that a GPU copies from while the program goes on; DataLoader calls this in a thread of its own."""
@@ -71,11 +80,11 @@ class Batch:
         def pinned(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.pin_memory()
 
-        text = None if self.text is None else [row.pin_memory() for row in self.text]
+        text, unprompted = (None if rows is None else [row.pin_memory() for row in rows] for rows in (self.text, self.unprompted))
         references = tuple(part.pin_memory() for part in self.references)
         return replace(
             self, latents=pinned(self.latents), text=text, pixels=pinned(self.pixels), noise=pinned(self.noise),
-            references=references, losers=pinned(self.losers),
+            references=references, losers=pinned(self.losers), unprompted=unprompted,
         )  # fmt: skip
 
     def require_pixels(self) -> Tensor:
@@ -93,6 +102,7 @@ def collate(rows: Sequence[Sample | BadRow]) -> Batch:
         return torch.stack(present) if present else None
 
     text = [s.text for s in samples if s.text is not None]
+    unprompted = [s.unprompted for s in samples if s.unprompted is not None]
     return Batch(
         sample_ids=[s.id for s in samples],
         captions=[s.caption for s in samples],
@@ -104,4 +114,5 @@ def collate(rows: Sequence[Sample | BadRow]) -> Batch:
         edit_boxes=tuple(s.edit_boxes for s in samples),
         losers=stack([s.losers for s in samples]),
         axes=stack([s.axes for s in samples]),
+        unprompted=unprompted or None,
     )

@@ -99,7 +99,6 @@ class _Encoder:
     """A model on the device that Ray gave to this actor. It is loaded by the first shard, whose error it then is."""
 
     part: str  # of the contract
-    components: tuple[str, ...]  # of the model
 
     def __init__(self, config: Config, contract: Contract):
         self.config, self.contract = config, contract
@@ -112,7 +111,7 @@ class _Encoder:
         from OpenSciDraw.store.contract import recorded_precision
 
         model = build_model(self.config, Place(0, 1, 0).device())
-        model.download(self.components)
+        model.download(self.components(model))
         model.load_empty_vae()
         model.vae_precision = recorded_precision(self.contract)  # what "auto" was found to mean where the command was started
         differences = self.contract.differences(model.contract(), [self.part])
@@ -130,12 +129,19 @@ class _Encoder:
 
         return BatchSizes(self.config.encode.batch_size, self.model)
 
+    def components(self, model: FigureModel) -> list[str]:
+        """Of the model, those that are needed."""
+        raise NotImplementedError
+
     def load(self, model: FigureModel) -> None:
         raise NotImplementedError
 
 
 class _CaptionEncoder(_Encoder):
-    part, components = "text", ("text_encoder", "tokenizer")
+    part = "text"
+
+    def components(self, model: FigureModel) -> list[str]:
+        return ["text_encoder", model.tokenizer_part]
 
     def load(self, model: FigureModel) -> None:
         model.load_text_encoder()
@@ -145,12 +151,15 @@ class _CaptionEncoder(_Encoder):
 
         work: Work = unpack(item)
         before = self.model.truncated_prompts
-        encode_captions(self.model, work, self.contract, self.sizes, tqdm(disable=True))
+        encode_captions(self.model, work, self.contract, self.sizes, tqdm(disable=True), self.config.encode)
         return {"count": len(work.items), "cut": self.model.truncated_prompts - before}
 
 
 class _FigureEncoder(_Encoder):
-    part, components = "latents", ("vae",)
+    part = "latents"
+
+    def components(self, model: FigureModel) -> list[str]:
+        return ["vae"]
 
     def load(self, model: FigureModel) -> None:
         model.load_vae()

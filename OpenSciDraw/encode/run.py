@@ -27,21 +27,24 @@ from OpenSciDraw.encode.batches import BatchSizes
 from OpenSciDraw.encode.shards import (
     Decoder,
     EncodedCaption,
-    caption_batches,
     figure_rows,
+    texts_of,
     write_captions,
     write_figures,
 )
 from OpenSciDraw.encode.work import (
+    Instruction,
     Place,
     Target,
     Work,
     missing_shards,
-    plan_shards,
+    plan_of,
     refuse_strangers,
     share_of,
     store_folder,
+    texts_to_encode,
     with_replaced_pictures,
+    with_replaced_sources,
 )
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
@@ -51,7 +54,6 @@ from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.vae_precision import PICTURES, choose
 from OpenSciDraw.store.codec import encoded_bytes
 from OpenSciDraw.store.contract import Contract, recorded_precision
-from OpenSciDraw.store.encoded import EMPTY_PROMPT
 from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     TEXT_PARTS,
@@ -91,19 +93,20 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
                                   encode.where, encode.reference_column)  # fmt: skip
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
-    captions = list(dict.fromkeys([EMPTY_PROMPT, *(ref.caption for ref in refs)])) if config.text == "stored" else []
+    model = build_model(config, place.device())
+    captions, instructions = texts_to_encode(refs, model.text_sees_pictures) if config.text == "stored" else ([], [])
     started_from = sorted({r.id: r for ref in refs for r in ref.references}.values(), key=lambda ref: ref.id)
     if started_from:
         edits = sum(bool(ref.references) for ref in refs)
         _LOG.info("%d of them are edits, which start from %d pictures", edits, len(started_from))
-    plan = _plan(config, folder, refs, started_from, captions)
+    plan = plan_of(config, folder, refs, started_from, captions, instructions)
     for kind, works in plan.items():
         if works:
             refuse_strangers(target.shards(kind), works)
 
-    model = build_model(config, place.device())
     model.check_pipeline()  # before hours of work for a model that training refuses
-    model.download(["vae", "text_encoder", "tokenizer"] if captions else ["vae"])  # their fingerprints belong to the contract
+    of_text = ["text_encoder", model.tokenizer_part] if captions else []
+    model.download(["vae", *of_text])  # their fingerprints belong to the contract
     model.load_vae()
     _require_sides(model, encode.resolution)
     model.vae_precision = _vae_precision(model, encode, refs, target)
@@ -112,6 +115,9 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     figures_contract = replace(contract, text={}, picture=picture)
     text_contract = replace(contract, latents={})
     missing_text = missing_shards(plan["text"], text_contract, TEXT_PARTS, target)
+    if instructions:
+        there = [work for work in plan["text"] if work not in missing_text]
+        missing_text = sorted([*missing_text, *with_replaced_sources(there)], key=lambda work: work.number)
     missing_figures = []  # and of the pictures that edits start from
     for kind in ("references", "figures"):
         missing = missing_shards(plan[kind], figures_contract, FIGURE_PARTS, target)
@@ -134,30 +140,6 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     _summarise(target, plan, rejected, place)
 
 
-def _plan(
-    config: Config, folder: Path, refs: Sequence[FigureRef], started_from: Sequence[FigureRef], captions: Sequence[str]
-) -> dict[str, list[Work]]:
-    """Which figures, pictures that edits start from, and captions make which shard, by the kind of shard."""
-    encode = config.encode
-    limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
-
-    def made_of(ref: FigureRef) -> list[Any]:
-        return [[[r.id, r.size_bytes] for r in ref.references], ref.edit_boxes] if ref.references else []
-
-    def as_before_0_5(ref: FigureRef) -> list[Any]:
-        return [ref.id, ref.caption, ref.size_bytes, *limits, *made_of(ref)]
-
-    def identity(ref: FigureRef) -> list[Any]:
-        return [ref.id, ref.caption, ref.size_bytes, *limits, encode.max_upscale, *(ref.bucket or ()), *made_of(ref)]
-
-    size = encode.samples_per_shard
-    return {
-        "figures": plan_shards(folder / "figures", refs, size, identity, as_before_0_5),
-        "references": plan_shards(folder / "references", started_from, size, identity),
-        "text": plan_shards(folder / "text", captions, size, lambda caption: caption),
-    }
-
-
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
     """Encode shards of captions; a thread writes rows while the next ones are computed, and finishes one shard beside the next."""
     if not todo:
@@ -176,7 +158,7 @@ def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], con
             encoded: Handover[EncodedCaption] = Handover(waiting, writer.check)
             writer.submit(write, work, encoded)
             with encoded:
-                for caption in caption_batches(model, work.items, sizes, bar):
+                for caption in texts_of(model, work, sizes, bar, encode):
                     encoded.put(caption)
     model.free_text_encoder()
     if model.truncated_prompts:
@@ -264,7 +246,8 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
     captions, pictures = sum(len(w.items) for w in text), sum(len(w.items) for w in figures)
     latent = 2 * math.prod(model.latent_shape(encode.resolution, encode.resolution))
     row = encoded_bytes(model.text_shape(), model.text_storage) if captions else 0
-    texts = [ref.caption for work in figures for ref in work.items] + [caption for work in text for caption in work.items]
+    texts = [ref.caption for work in figures for ref in work.items]
+    texts += [item.caption if isinstance(item, Instruction) else item for work in text for item in work.items]
     beside = (len(figures) + len(text)) * _SHARD_BYTES + sum(_ROW_BYTES + 2 * len(caption.encode()) for caption in texts)
     total = pictures * latent + captions * row + beside
     parts = [

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.encode.batches import BatchSizes, by_length
-from OpenSciDraw.encode.work import Work
+from OpenSciDraw.encode.work import Instruction, Work, keys_of, seen_by
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import Bucket
 from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
@@ -25,10 +25,12 @@ from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.store.contract import Contract
 from OpenSciDraw.store.shard import (
     EDIT_SCHEMA,
+    EDIT_TEXT_SCHEMA,
     FIGURE_SCHEMA,
     REFERENCE_SCHEMA,
     TEXT_SCHEMA,
     Row,
+    instruction_key,
     name_row,
     not_finite,
     text_key,
@@ -37,12 +39,29 @@ from OpenSciDraw.store.shard import (
 from OpenSciDraw.utils.background import HostCopies, stacked
 
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
-EncodedCaption = tuple[str, HostCopies, int]  # and its place among the copies
+Text = str | Instruction
+EncodedCaption = tuple[Text, HostCopies, int]  # and its place among the copies
 
 
-def encode_captions(model: FigureModel, work: Work, contract: Contract, sizes: BatchSizes, bar: tqdm) -> None:
+def encode_captions(
+    model: FigureModel, work: Work, contract: Contract, sizes: BatchSizes, bar: tqdm, encode: EncodeConfig
+) -> None:
     """Encode and write a shard of captions in this thread."""
-    write_captions(work, caption_batches(model, work.items, sizes, bar), contract)
+    write_captions(work, texts_of(model, work, sizes, bar, encode), contract)
+
+
+def texts_of(model: FigureModel, work: Work, sizes: BatchSizes, bar: tqdm, encode: EncodeConfig) -> Iterator[EncodedCaption]:
+    """The texts of a shard in their order with their embeddings: all captions, or all instructions with the pictures they edit."""
+    if not isinstance(work.items[0], Instruction):
+        yield from caption_batches(model, work.items, sizes, bar)
+        return
+    for text in work.items:
+        bar.update(1)
+        try:
+            pictures = [to_model_range(prepare(reference, encode).pixels) for reference in text.references]
+        except RejectedFigure:
+            continue  # its edit is rejected for this too, and named there
+        yield text, HostCopies(model.encode_instructions([text.caption], [pictures])), 0
 
 
 def caption_batches(model: FigureModel, captions: Sequence[str], sizes: BatchSizes, bar: tqdm) -> Iterator[EncodedCaption]:
@@ -61,11 +80,15 @@ def caption_batches(model: FigureModel, captions: Sequence[str], sizes: BatchSiz
 def write_captions(work: Work, encoded: Iterable[EncodedCaption], contract: Contract) -> None:
     """Write a shard of captions, row by row: a whole one may not fit into memory."""
     rows = (_caption_row(caption, copies.wait()[place], contract) for caption, copies, place in encoded)
-    write_shard(work.path, TEXT_SCHEMA, rows, contract, {"work": work.digest})
+    schema = EDIT_TEXT_SCHEMA if isinstance(work.items[0], Instruction) else TEXT_SCHEMA
+    write_shard(work.path, schema, rows, contract, {"work": work.digest})
 
 
-def _caption_row(caption: str, embedding: Tensor, contract: Contract) -> Row:
-    row = Row({"key": text_key(caption), "caption": caption}, embedding)
+def _caption_row(text: Text, embedding: Tensor, contract: Contract) -> Row:
+    if isinstance(text, Instruction):
+        row = Row({"key": text.key, "caption": text.caption, "seen": seen_by(text.references)}, embedding)
+    else:
+        row = Row({"key": text_key(text), "caption": text}, embedding)
     if wrong := not_finite(embedding):
         computed = contract.origin.get("text_computed_in", "its type")
         raise UserError(
@@ -132,7 +155,7 @@ def figure_rows(
                 content = None if item.content is None else item.content.hex()
                 rejections.append(Rejection(item.ref.id, item.ref.source, f"latents that are not finite: {wrong}", content))
             else:
-                rows.append(_figure_row(item, tensor))
+                rows.append(_figure_row(item, tensor, model.text_sees_pictures))
     return rows, rejections
 
 
@@ -150,14 +173,15 @@ def _encode_batch(
         yield [replace(item, pixels=_NO_PIXELS) for item in part], latents  # a whole shard waits: not its pixels as well
 
 
-def _figure_row(item: Prepared, latents: Tensor) -> Row:
+def _figure_row(item: Prepared, latents: Tensor, sees_pictures: bool) -> Row:
     """The row of a figure; a shard's schema takes the columns that it has."""
+    references = keys_of(item.ref.references)
     columns = {
         "id": item.ref.id,
         "key": text_key(item.ref.id),
         "caption": item.ref.caption,
-        "text_key": text_key(item.ref.caption),
-        "references": b"".join(text_key(reference.id) for reference in item.ref.references),
+        "text_key": instruction_key(item.ref.caption, references if sees_pictures else b""),
+        "references": references,
         "edit_boxes": np.asarray(item.edit_boxes, dtype=np.float32).tobytes(),
         "bucket_w": item.bucket.width,
         "bucket_h": item.bucket.height,

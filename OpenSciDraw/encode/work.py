@@ -18,7 +18,15 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import FigureRef, content_of
 from OpenSciDraw.store.contract import Contract
-from OpenSciDraw.store.shard import content_of_rows, index_path, mended_shard_info
+from OpenSciDraw.store.encoded import EMPTY_PROMPT
+from OpenSciDraw.store.shard import (
+    content_of_rows,
+    index_path,
+    instruction_key,
+    mended_shard_info,
+    pictures_seen,
+    text_key,
+)
 from OpenSciDraw.store.staging import Staging
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -41,6 +49,34 @@ class Place:
 
     def device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A caption that the text encoder reads together with the pictures that it edits."""
+
+    caption: str
+    references: tuple[FigureRef, ...]
+
+    @property
+    def key(self) -> bytes:
+        return instruction_key(self.caption, keys_of(self.references))
+
+
+def keys_of(references: Sequence[FigureRef]) -> bytes:
+    """Keys of pictures that an edit starts from, one behind the other."""
+    return b"".join(text_key(reference.id) for reference in references)
+
+
+def texts_to_encode(refs: Sequence[FigureRef], sees_pictures: bool) -> tuple[list[str], list[Instruction]]:
+    """The captions of `refs`, each once, behind the empty prompt; and of a text encoder that `sees_pictures` those of edits.
+
+    Such an edit has two texts: its instruction, and the empty prompt with the same pictures, for caption dropout and guidance.
+    """
+    edits = [ref for ref in refs if sees_pictures and ref.references]
+    alone = [ref.caption for ref in refs if not (sees_pictures and ref.references)]
+    both = [Instruction(caption, ref.references) for ref in edits for caption in (EMPTY_PROMPT, ref.caption)]
+    return list(dict.fromkeys([EMPTY_PROMPT, *alone])), list({text.key: text for text in both}.values())
 
 
 @dataclass(frozen=True)
@@ -85,9 +121,41 @@ class Target:
             (self.staging.publish if file.suffix == ".parquet" else self.staging.publish_file)(file)
 
 
-def plan_shards(folder: Path, items: Sequence[Any], size: int, identity: Any, earlier: Any = None) -> list[Work]:
+def plan_of(
+    config: Config, folder: Path, refs: Sequence[FigureRef], started_from: Sequence[FigureRef], captions: Sequence[str],
+    instructions: Sequence[Instruction],
+) -> dict[str, list[Work]]:
+    """Which figures, pictures that edits start from, and captions make which shard, by the kind of shard."""
+    encode = config.encode
+    limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
+
+    def made_of(ref: FigureRef) -> list[Any]:
+        return [[[r.id, r.size_bytes] for r in ref.references], ref.edit_boxes] if ref.references else []
+
+    def as_before_0_5(ref: FigureRef) -> list[Any]:
+        return [ref.id, ref.caption, ref.size_bytes, *limits, *made_of(ref)]
+
+    def identity(ref: FigureRef) -> list[Any]:
+        return [ref.id, ref.caption, ref.size_bytes, *limits, encode.max_upscale, *(ref.bucket or ()), *made_of(ref)]
+
+    def with_pictures(text: Instruction) -> list[Any]:
+        return [text.caption, [[r.id, r.size_bytes] for r in text.references], *limits, encode.max_upscale, encode.resolution]
+
+    size = encode.samples_per_shard
+    text = plan_shards(folder / "text", captions, size, lambda caption: caption)
+    return {
+        "figures": plan_shards(folder / "figures", refs, size, identity, as_before_0_5),
+        "references": plan_shards(folder / "references", started_from, size, identity),
+        "text": text + plan_shards(folder / "text", instructions, size, with_pictures, first=len(text)),
+    }
+
+
+def plan_shards(
+    folder: Path, items: Sequence[Any], size: int, identity: Any, earlier: Any = None, first: int = 0
+) -> list[Work]:
+    """Items by `size` into shards, which are numbered from `first`."""
     works = []
-    for number, start in enumerate(range(0, len(items), size)):
+    for number, start in enumerate(range(0, len(items), size), first):
         part = items[start : start + size]
         digests = [_digest([of(item) for item in part]) for of in (identity, earlier) if of is not None]
         works.append(Work(number, folder / f"{number:05d}.parquet", part, *digests))
@@ -142,6 +210,27 @@ def with_replaced_pictures(works: Sequence[Work], place: Place) -> list[Work]:
                 _LOG.info("%s: %d figures are other pictures now (first: %s): encoded again", work.path, len(others), others[0])
                 found.append(work)
     return found
+
+
+def with_replaced_sources(works: Sequence[Work]) -> list[Work]:
+    """Of finished shards of text those with an Instruction that was read with another picture than there is now."""
+    found = []
+    for work in works:
+        since = index_path(work.path).stat().st_mtime_ns - _WHILE_ENCODED_NS
+        newer = [
+            text for text in work.items
+            if isinstance(text, Instruction) and any(reference.changed_ns > since for reference in text.references)
+        ]  # fmt: skip
+        known = pictures_seen(work.path) if newer else {}
+        if any(known.get(text.key) not in (None, seen_by(text.references)) for text in newer):
+            _LOG.info("%s: pictures that are edited are other ones now: their instructions are encoded again", work.path)
+            found.append(work)
+    return found
+
+
+def seen_by(references: Sequence[FigureRef]) -> bytes:
+    """Hashes of the files of pictures, one behind the other; nothing of drawn ones."""
+    return b"".join(content_of(reference) or b"" for reference in references)
 
 
 def _newer_than_shard(work: Work) -> list[FigureRef]:

@@ -20,7 +20,7 @@ from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
-from OpenSciDraw.inference.pictures import guidance_of
+from OpenSciDraw.inference.pictures import encode_prompt, guidance_of
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.fingerprints import fingerprint
 from OpenSciDraw.utils.files import unfinished, unfinished_mark
@@ -80,7 +80,7 @@ def draw(
 
     A batch that a GPU cannot hold is drawn in halves, unless not `may_halve`: ranks that share a model draw alike.
     """
-    images = _images(model, batch.examples[0])
+    images = source_images(model, batch.examples[0])
     try:
         return model.sample(
             pipe, rows, negative, width=batch.width, height=batch.height, steps=sampler.steps, guidance=sampler.guidance,
@@ -99,7 +99,8 @@ def draw(
     return pictures
 
 
-def _images(model: FigureModel, example: Example) -> list[Any]:
+def source_images(model: FigureModel, example: Example) -> list[Any]:
+    """The pictures (PIL) that an example edits. Raises UserError as `draw`."""
     if example.sources and not model.edits:
         raise UserError(f"{example.id!r} edits a picture, and the pipeline of {model.family} takes none. Choose other figures.")
     try:
@@ -114,24 +115,37 @@ def save_picture(picture: Any, path: Path) -> None:
         picture.save(part, format="PNG")
 
 
+@dataclass(frozen=True)
+class SeenText:
+    """A prompt, and the example whose pictures it `edits`, where there is one."""
+
+    prompt: str
+    edits: Example | None = None
+
+    def key(self, model: FigureModel) -> tuple[str, str]:
+        """Texts of one key have one row: the pictures count where the text encoder reads them."""
+        return self.prompt, self.edits.id if self.edits is not None and model.text_sees_pictures else ""
+
+
 class TextRows:
     """Embeddings of texts, on disk: 10,000 prompts of a large model's encoder are hundreds of gigabytes."""
 
     def __init__(self, folder: Path):
         mark, end = unfinished_mark().rsplit(".", 1)
         self._folder = tempfile.TemporaryDirectory(prefix=f".text{mark}.", suffix=f".{end}", dir=folder)
-        self._files: dict[str, Path] = {}
+        self._files: dict[tuple[str, str], Path] = {}
 
-    def encode(self, model: FigureModel, texts: Iterable[str]) -> None:
+    def encode(self, model: FigureModel, texts: Iterable[SeenText]) -> None:
         """Each text alone, so that none depends on which others there are."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._files]
-        for text in tqdm(new, desc="prompts", unit="prompt", disable=len(new) < 2):
+        new = {key: text for text in texts if (key := text.key(model)) not in self._files}
+        for key, text in tqdm(new.items(), desc="prompts", unit="prompt", disable=len(new) < 2):
+            images = source_images(model, text.edits) if text.edits is not None and model.text_sees_pictures else []
             path = Path(self._folder.name) / f"{len(self._files):07d}.safetensors"
-            save_file({"row": model.encode_prompts([text])[0].cpu().contiguous()}, path)
-            self._files[text] = path
+            save_file({"row": encode_prompt(model, text.prompt, images).contiguous()}, path)
+            self._files[key] = path
 
-    def __getitem__(self, text: str) -> Tensor:
-        return load_file(self._files[text])["row"]
+    def row(self, model: FigureModel, text: SeenText) -> Tensor:
+        return load_file(self._files[text.key(model)])["row"]
 
     def delete(self) -> None:
         self._folder.cleanup()
@@ -166,11 +180,12 @@ class Artist:
             found["pretrained_lora_ckpt_path"] = config.pretrained_lora_ckpt_path
         return found
 
-    def load(self, prompts: Iterable[str]) -> None:
-        """Text encoder -> embeddings of `prompts` -> free; then VAE and transformer, with what was trained."""
+    def load(self, prompts: Iterable[str], examples: Iterable[Example] = ()) -> None:
+        """Text encoder -> embeddings of `prompts` and of `examples` -> free; then VAE and transformer, with what was trained."""
         self.text = TextRows(self.folder)
         self.model.load_text_encoder()
-        self.text.encode(self.model, [*prompts, self.negative])
+        texts = [SeenText(prompt) for prompt in (*prompts, self.negative)]
+        self.text.encode(self.model, [*texts, *(text for example in examples for text in self._texts(example))])
         self.model.free_text_encoder()
         self.model.load_vae()
         self.model.load_transformer()
@@ -187,15 +202,22 @@ class Artist:
         start = self.config.pretrained_lora_ckpt_path
         return lora_file(start) if start is not None and not self.config.fuse_pretrained_lora else None
 
+    def _texts(self, example: Example) -> tuple[SeenText, SeenText]:
+        """What an example is drawn from, and the negative prompt beside it."""
+        edits = example if example.sources else None
+        return SeenText(example.prompt, edits), SeenText(self.negative, edits)
+
     def draw(self, batch: DrawingBatch, sampler: Sampler) -> list[Any]:
-        """Pictures (PIL) of a batch whose prompts were given to `load`."""
-        *rows, negative = self.rows_of([*(example.prompt for example in batch.examples), self.negative])
+        """Pictures (PIL) of a batch whose examples were given to `load`."""
+        assert self.text is not None
+        rows = [self.text.row(self.model, self._texts(example)[0]) for example in batch.examples]
+        negative = self.text.row(self.model, self._texts(batch.examples[0])[1])  # an edit is a batch of its own
         return draw(self.model, self.pipe, batch, rows, negative, sampler)
 
     def rows_of(self, texts: Sequence[str]) -> list[Tensor]:
-        """Embeddings (L, D) of texts that were given to `load`."""
+        """Embeddings (L, D) of prompts that were given to `load`."""
         assert self.text is not None
-        return [self.text[text] for text in texts]
+        return [self.text.row(self.model, SeenText(text)) for text in texts]
 
     def close(self) -> None:
         if self.text is not None:

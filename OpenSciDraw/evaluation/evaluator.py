@@ -89,7 +89,7 @@ class Evaluator:
         if not (to_draw or rows):
             return
         try:
-            artist.load([*(example.prompt for example in to_draw), *(self._held_out.captions() if self._held_out else [])])
+            artist.load(self._held_out.captions() if self._held_out else [], to_draw)
             if to_draw:
                 self._draw(artist, to_draw, sampler)
             if self._held_out:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import Metric
 from OpenSciDraw.evaluation.results import Result, Results, digest
-from OpenSciDraw.registry import DATASETS, METRICS
+from OpenSciDraw.registry import DATASETS, METRICS, MODELS
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
@@ -41,6 +41,11 @@ class HeldOutRows:
     def __init__(self, config: Config, metric: HeldOutLoss, results: Results, weights: str):
         self.config, self.metric, self.results, self.weights = config, metric, results, weights
         self.dataset: RowDataset = DATASETS.get(config.dataset.type)(**config.dataset_arguments())
+        if config.text == "online" and self.dataset.has_edits and MODELS.get(config.model_type).text_sees_pictures:
+            raise UserError(
+                f"held_out: the text encoder of {config.model_type} reads the pictures that edits start from; this metric takes "
+                "such text from a store alone. Set text = 'stored' and encode the figures, or leave the metric out."
+            )
         self.rows: list[int] = self.dataset.held_out(config.held_out_examples).tolist()
         if not self.rows:
             raise UserError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xxhash
+from PIL import Image
 from torch import Tensor
 
 from OpenSciDraw.config import EncodeConfig
@@ -48,7 +49,7 @@ def prepare(ref: FigureRef, encode: EncodeConfig) -> Prepared:
             f"{encode.max_upscale:g}"
         )
     fitted, placement = fit(image, bucket)
-    pixels = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).contiguous()
+    pixels = pixels_of(fitted)
     content = xxhash.xxh3_128_digest(given) if isinstance(given, bytes) else None
     boxes = tuple(
         (x0 / bucket.width, y0 / bucket.height, x1 / bucket.width, y1 / bucket.height)
@@ -63,6 +64,11 @@ def _reference(ref: FigureRef, encode: EncodeConfig) -> Prepared:
         return prepare(ref, encode)
     except RejectedFigure as error:
         raise RejectedFigure(f"reference: {ref.id}: {error}") from error
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB picture as (3, H, W) uint8."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

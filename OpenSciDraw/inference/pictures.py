@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from OpenSciDraw.config import Config, EncodeConfig
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import best_bucket, fit
+from OpenSciDraw.figures.fitting import pixels_of, to_model_range
 from OpenSciDraw.figures.listing import RejectedFigure, load_figure
 from OpenSciDraw.models.base import FigureModel
 
@@ -45,6 +47,13 @@ def pictures_to_edit(files: Sequence[str], model: FigureModel, encode: EncodeCon
             raise UserError(f"{key}: {file}: {error}. Give PNG, JPEG, WebP, GIF, TIFF or BMP.") from error
         pictures.append(fit(picture, best_bucket(picture.width, picture.height, encode.resolution))[0])
     return pictures
+
+
+def encode_prompt(model: FigureModel, prompt: str, images: Sequence[Image.Image] = ()) -> Tensor:
+    """(L, D) text of a prompt that edits `images`, alone: batches change its last bits. On the CPU."""
+    if not images:
+        return model.encode_prompts([prompt])[0].cpu()
+    return model.encode_instructions([prompt], [[to_model_range(pixels_of(image)) for image in images]])[0].cpu()
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
-from OpenSciDraw.inference.pictures import grid, guidance_of, pictures_to_edit, resolutions
+from OpenSciDraw.inference.pictures import encode_prompt, grid, guidance_of, pictures_to_edit, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
@@ -28,7 +28,7 @@ _LOG = logging.getLogger("OpenSciDraw")
 def sample_normalized(
     model: FigureModel, text: TextBatch, negative: TextBatch, noise: Tensor, steps: int, guidance: float
 ) -> Tensor:
-    """Euler sampling with true classifier-free guidance by `FigureModel.velocity`, (B, Cn, hn, wn) -> the same.
+    """Euler sampling with the family's guidance by `FigureModel.velocity`, (B, Cn, hn, wn) -> the same.
 
     The proof that `velocity` is what the family's pipeline computes: from the same noise it gives the
     pipeline's picture (tests/models/test_flux2_klein.py). Metrics that need latents, not pictures, use it too.
@@ -37,8 +37,9 @@ def sample_normalized(
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
         level = (1000 * sigma).to(noisy.dtype) / 1000  # the pipelines round the timestep, not sigma
-        wanted = model.velocity(noisy, level, text)
-        if guidance <= 1:
+        with model.at_guidance(guidance):
+            wanted = model.velocity(noisy, level, text)
+        if guidance <= 1 or model.embeds_guidance:
             return wanted
         unwanted = model.velocity(noisy, level, negative)
         return model.guide(wanted, unwanted, guidance)
@@ -46,20 +47,23 @@ def sample_normalized(
     return flow.integrate(velocity, noise, sigmas)
 
 
-def load_for_inference(trained: Trained, prompts: Sequence[str], negative: str) -> tuple[FigureModel, list[Tensor]]:
-    """The run's model, without its LoRA, and the embeddings of `prompts` and of `negative` (last)."""
+def load_for_inference(
+    trained: Trained, prompts: Sequence[str], negative: str, image_files: Sequence[str] = ()
+) -> tuple[FigureModel, list[Tensor], list[Image]]:
+    """The run's model, without its LoRA; the embeddings of `prompts` and of `negative` (last); the pictures that they edit."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = trained.config
     if not trained.is_lora:
         config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
     model = build_model(config, device)
+    images = pictures_to_edit(image_files, model, config.encode, "--image")
     model.load_text_encoder()
-    rows = [row.cpu() for prompt in [*prompts, negative] for row in model.encode_prompts([prompt])]
+    rows = [encode_prompt(model, prompt, images) for prompt in [*prompts, negative]]
     model.free_text_encoder()
     model.load_vae()
     model.load_transformer()
     load_pretrained(model.transformer, config)  # all weights, or a base that training changed first
-    return model, rows
+    return model, rows, images
 
 
 def main(arguments: Namespace) -> int:
@@ -72,11 +76,10 @@ def main(arguments: Namespace) -> int:
     config = trained.config
     negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
     out = make_folder(Path(arguments.out) if arguments.out else trained.output_folder("samples"))
-    model, rows = load_for_inference(trained, arguments.prompt, negative)
+    model, rows, images = load_for_inference(trained, arguments.prompt, negative, arguments.image)
     pipe = model.pipeline(model.transformer)
     if trained.is_lora:
         attach_lora(pipe, trained.path)
-    images = pictures_to_edit(arguments.image, model, config.encode, "--image")
     side = config.encode.resolution
     default = [image.size for image in images[:1]] or resolutions(config)[:1] or [(side, side)]
     width, height = arguments.width or default[0][0], arguments.height or default[0][1]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import vae_precision
 from OpenSciDraw.models.components import Components
 from OpenSciDraw.models.fingerprints import fingerprint, tokenizer_fingerprint
@@ -22,7 +24,7 @@ from OpenSciDraw.models.source import ModelSource, load_component
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.store.codec import CODECS
-from OpenSciDraw.store.contract import Contract
+from OpenSciDraw.store.contract import SEEN, Contract
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import Config
@@ -37,15 +39,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 class TextBatch:
     """Prompt embeddings of a batch.
 
-    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full.
+    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full. `slots` is (B, L) bool, True
+    where a transformer of one sequence puts the tokens of the pictures that are edited, or None for all other transformers.
     """
 
     embeds: Tensor
     mask: Tensor | None = None
+    slots: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TextBatch:
-        mask = None if self.mask is None else self.mask.to(device)
-        return TextBatch(self.embeds.to(device, dtype), mask)
+        mask, slots = (None if part is None else part.to(device) for part in (self.mask, self.slots))
+        return TextBatch(self.embeds.to(device, dtype), mask, slots)
 
 
 class FigureModel(Components):
@@ -57,6 +61,9 @@ class FigureModel(Components):
     block_layers: ClassVar[str] = ""  # lora_layers of all linear layers of its blocks
     pipeline_text_limit: ClassVar[int] = 1 << 30  # tokens of text at which the released pipeline stops
     edits: ClassVar[bool] = False  # whether the released pipeline takes pictures to edit, and `velocity` references
+    text_sees_pictures: ClassVar[bool] = False  # whether its text encoder reads these pictures too: text then belongs to an edit
+    embeds_guidance: ClassVar[bool] = False  # whether guidance is an input of the transformer, in place of a second pass
+    embedded_guidance = 1.0  # that input while training; `build_model` sets it
     # layers of one module that are called with the same tensor: their adapters are computed together (weights/adapters.py)
     shared_inputs: ClassVar[tuple[tuple[str, ...], ...]] = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
@@ -89,6 +96,13 @@ class FigureModel(Components):
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
         """Prompts -> one (L, D) tensor each, as stored and as given to `collate_text`."""
 
+    def encode_instructions(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """As `encode_prompts`, of prompts that edit `pictures`: of each prompt its own, (3, H, W) in [-1, 1]; none for a figure.
+
+        A family whose `text_sees_pictures` overrides it. For all others the pictures change nothing.
+        """
+        return self.encode_prompts(prompts)
+
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int] | None:
         """Tokens of each prompt where a batch is padded to its longest; None where all are padded alike."""
         return None
@@ -99,7 +113,11 @@ class FigureModel(Components):
 
     @abstractmethod
     def text_shape(self) -> tuple[int, int]:
-        """(L, D) of the longest text row, read from configs alone: for estimates of size."""
+        """(L, D) of the longest text row of a figure, read from configs alone: for estimates of size."""
+
+    def blank_text(self, batch: int, length: int, references: Sequence[tuple[int, int]] = ()) -> TextBatch:
+        """Text of `length` tokens without content, for estimates of cost; `references`: (rows, columns) of tokens of each."""
+        return TextBatch(torch.zeros(batch, length, self.text_shape()[1], dtype=self.weight_dtype))
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -127,10 +145,20 @@ class FigureModel(Components):
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
         """Predicted noise - clean at noise level sigma (B,) in [0, 1]; (B, Cn, hn, wn) as `noisy`.
 
+        Whatever the transformer's own time and sign are. One that `embeds_guidance` gets `self.embedded_guidance`.
         `references`: normalised latents, each (B, Cn, h_i, w_i), of the pictures that are edited; of a family that `edits` alone.
         """
 
     # -- inference -----------------------------------------------------------------------------------
+    @contextmanager
+    def at_guidance(self, guidance: float) -> Iterator[None]:
+        """Inside, `velocity` of a family that `embeds_guidance` has this guidance."""
+        before, self.embedded_guidance = self.embedded_guidance, guidance
+        try:
+            yield
+        finally:
+            self.embedded_guidance = before
+
     def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:
         """Classifier-free guidance of two velocities (B, Cn, hn, wn), with and without the prompt, as the pipeline does it."""
         return unwanted + guidance * (wanted - unwanted)
@@ -150,6 +178,8 @@ class FigureModel(Components):
     ) -> list[Any]:
         """Pictures (PIL) from the family's own pipeline, one for each (L, D) prompt row and seed.
 
+        `guidance` is that of classifier-free guidance, 1 being none, whatever the pipeline calls it; of a family that
+        `embeds_guidance` it is the transformer's input, and `negative_row` has no effect.
         `images`: pictures (PIL) that all of them edit; of a family that `edits` alone.
         """
 
@@ -168,8 +198,10 @@ class FigureModel(Components):
         for part, component in (("latents", "vae"), ("text", "text_encoder")):
             folder = self._component_folder(component)
             parts[part]["fingerprint"] = None if folder is None else fingerprint(folder)
-        tokenizer = self._component_folder("tokenizer")
+        tokenizer = self._component_folder(self.tokenizer_part)
         parts["text"]["tokenizer"] = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
+        if self.text_sees_pictures:
+            parts["text"]["pictures"] = SEEN
         source = self.requested_source
         origin = {"source": source.name, "revision": source.revision, "text_computed_in": str(self.weight_dtype)}
         parts["latents"]["stored_dtype"], parts["text"]["stored_dtype"] = "bfloat16", self.text_storage
@@ -194,9 +226,16 @@ def build_model(config: Config, device: torch.device | None = None) -> FigureMod
             f"max_sequence_length = {config.max_sequence_length}: the released pipeline of {config.model_type} stops at "
             f"{model_class.pipeline_text_limit} tokens, so other programs cannot draw from longer prompts"
         )
+    if config.embedded_guidance is not None and not model_class.embeds_guidance:
+        raise UserError(
+            f"embedded_guidance = {config.embedded_guidance}: the transformer of {config.model_type} has no input for guidance. "
+            "Leave it out; guidance_scale is the guidance of sampled pictures."
+        )
     model: FigureModel = model_class(source, config.max_sequence_length, DTYPES[config.mixed_precision])
     model.text_storage = CODECS[config.encode.text_storage]
     model.vae_precision = config.encode.vae_precision
+    if config.embedded_guidance is not None:
+        model.embedded_guidance = config.embedded_guidance
     if device is not None:
         model.device = device
     return model

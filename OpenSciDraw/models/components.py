@@ -35,6 +35,7 @@ class Components(ABC):
     family: ClassVar[str]
     transformer_class: ClassVar[str]
     trained_part: ClassVar[str] = "transformer"  # the component of the diffusers folder that trains
+    tokenizer_part: ClassVar[str] = "tokenizer"  # the component that turns prompts into tokens
     pipeline_class: ClassVar[Any]
     base_models = "its base model"  # that a distilled one of this family was made of
 
@@ -122,9 +123,10 @@ class Components(ABC):
             index = self.pipeline_class.load_config(source.name, **hub)
         except OSError:
             return  # what lacks it cannot be loaded either, and says so
-        if index.get("is_distilled"):
+        mark = next((name for name in ("is_distilled", "sample_sigmas") if index.get(name)), None)
+        if mark is not None:
             raise UserError(
-                f"{source.name} is distilled (is_distilled in its model_index.json): it draws in few steps without guidance, and "
+                f"{source.name} is distilled ({mark} in its model_index.json): it draws in few steps without guidance, and "
                 f"training on figures would undo that. Train on {self.base_models}."
             )
 

@@ -256,5 +256,6 @@ def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextB
         latents = model.normalize(torch.zeros(1, *model.latent_shape(height, width)))
         return torch.zeros(batch, *latents.shape[1:])
 
-    text = TextBatch(torch.zeros(batch, shape.text, model.text_shape()[1], dtype=model.weight_dtype))
-    return normalized(shape.height, shape.width), text, [normalized(*size) for size in shape.references]
+    references = [normalized(*size) for size in shape.references]
+    text = model.blank_text(batch, shape.text, [(part.shape[-2], part.shape[-1]) for part in references])
+    return normalized(shape.height, shape.width), text, references

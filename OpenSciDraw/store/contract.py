@@ -16,6 +16,7 @@ from OpenSciDraw.utils.files import parse_json
 
 SCHEMA_VERSION = 2
 _READABLE_SCHEMAS = (1, 2)  # 1 has crc32 checksums; they took four times as long as reading the row
+SEEN = "those that an edit starts from"  # text["pictures"], where the text encoder reads pictures
 _IF_ABSENT = {"vae_precision": "fp32"}  # a contract's fields that older shards lack
 
 

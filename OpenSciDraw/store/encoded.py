@@ -14,6 +14,7 @@ from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     KEY_BYTES,
     TEXT_PARTS,
+    instruction_key,
     text_key,
 )
 from OpenSciDraw.store.table import KEY_TYPE, StoreTable
@@ -44,21 +45,29 @@ class EncodedStore:
                     "the captions too: text = 'stored' and `scienceflow encode`."
                 )
             self.text = StoreTable(place.files("text"), TEXT_PARTS)
-            self.text_row = self._join()
+            self.text_row, self._unprompted_row = self._join()
 
     @staticmethod
     def is_store(folder: Path) -> bool:
         return (folder / "figures").is_dir()
 
-    def _join(self) -> np.ndarray:
-        """Row of each figure's caption in the text table, (rows,) int64."""
+    def _join(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows in the text table of each figure's caption, and of the empty prompt with the pictures that it edits, (rows,) int64.
+
+        None where the text encoder does not read these pictures: then there is one empty prompt.
+        """
         assert self.text is not None
         keys = self.text.take("key")
         order = np.argsort(keys)
         keys = keys[order]
         empty = np.array([text_key(EMPTY_PROMPT)], dtype=KEY_TYPE)
         self._empty_row = self._lookup(keys, order, empty, "embeddings of the empty prompt in text/")[0]
-        return self._lookup(keys, order, self.figures.take("text_key"), "embeddings of captions in text/")
+        rows = self._lookup(keys, order, self.figures.take("text_key"), "embeddings of captions in text/")
+        if self.references is None or "pictures" not in self.text.contract.text:
+            return rows, None
+        of_each = (made_of for batch in self.figures.batches("references") for made_of in batch.to_pylist())
+        wanted = np.array([instruction_key(EMPTY_PROMPT, made_of) for made_of in of_each], dtype=KEY_TYPE)
+        return rows, self._lookup(keys, order, wanted, "embeddings of the empty prompt with pictures, in text/,")
 
     def _join_references(self, references: StoreTable) -> tuple[np.ndarray, np.ndarray]:
         """Rows in references/ of all figures, one behind the other, and where those of each begin, (rows + 1,) int64."""
@@ -105,6 +114,12 @@ class EncodedStore:
         found = np.empty_like(rows, shape=len(wanted))
         found[order] = rows[place]
         return found
+
+    def unprompted(self, row: int) -> Tensor | None:
+        """(L, D) of the empty prompt with the pictures that a figure was made from; None where that is the empty prompt alone."""
+        if self.text is None or self._unprompted_row is None or not self.references_of(row):
+            return None
+        return self.text.tensor(int(self._unprompted_row[row]))
 
     def empty_text(self) -> Tensor:
         """(L, D) embedding of the empty prompt."""

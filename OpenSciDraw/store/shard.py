@@ -81,13 +81,28 @@ TEXT_SCHEMA = pa.schema(
     [pa.field("key", pa.binary(KEY_BYTES), nullable=False), pa.field("caption", pa.string(), nullable=False), *_TENSOR_FIELDS]
 )
 
+EDIT_TEXT_SCHEMA = pa.schema(  # of a text encoder that reads pictures
+    [
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),  # `instruction_key`
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("seen", pa.binary(), nullable=False),  # `content` of the pictures, one behind the other; nothing for drawn ones
+        *_TENSOR_FIELDS,
+    ]
+)
+
 KINDS = ("figures", "references", "text")  # folders of a store
-SCHEMAS = (FIGURE_SCHEMA, EDIT_SCHEMA, REFERENCE_SCHEMA, TEXT_SCHEMA)
+SCHEMAS = (FIGURE_SCHEMA, EDIT_SCHEMA, REFERENCE_SCHEMA, TEXT_SCHEMA, EDIT_TEXT_SCHEMA)
 
 
 def text_key(caption: str) -> bytes:
     """Captions, and pictures that edits start from, are stored once: the key is a hash of the exact text, or of the id."""
     return hashlib.sha256(caption.encode()).digest()[:KEY_BYTES]
+
+
+def instruction_key(caption: str, references: bytes) -> bytes:
+    """Of a caption that was read with pictures, whose keys are `references`, one behind the other; without any, `text_key`."""
+    both = hashlib.sha256(caption.encode()).digest() + references
+    return hashlib.sha256(both).digest()[:KEY_BYTES] if references else text_key(caption)
 
 
 def index_path(shard: Path) -> Path:
@@ -249,6 +264,13 @@ def content_of_rows(shard: Path) -> dict[str, bytes]:
     found = dict(zip(*columns, strict=True)) if len(columns) == 2 else {}
     found |= {r["id"]: bytes.fromhex(r["content"]) for r in rejected if r.get("content")}
     return {identity: content for identity, content in found.items() if content is not None}
+
+
+def pictures_seen(shard: Path) -> dict[bytes, bytes]:
+    """Of a shard of texts that were read with pictures: `seen` by `key`."""
+    index = open_index(index_path(shard))[0].read_all()
+    columns = [index.column(name).to_pylist() for name in ("key", "seen")]
+    return dict(zip(*columns, strict=True))
 
 
 class DamagedIndex(UserError):

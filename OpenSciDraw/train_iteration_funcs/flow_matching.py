@@ -12,6 +12,7 @@ from torch import Tensor
 from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
@@ -71,12 +72,11 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     with torch.autocast(model.device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
         stored = batch.latents
         latents = model.encode_images(batch.require_pixels()) if stored is None else stored.to(model.device, non_blocking=True)
-        rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+        dropped = flow.keyed_uniform("caption_dropout", place.seed, place.micro_step, ids) < config.caption_dropout
+        rows = text_rows(model, batch, dropped.tolist(), empty_text)
         clean = model.normalize(latents)
         references = model.normalize_references(batch.references, are_pixels=stored is None)
 
-    dropped = flow.keyed_uniform("caption_dropout", place.seed, place.micro_step, ids) < config.caption_dropout
-    rows = [empty_text if drop else row for row, drop in zip(rows, dropped.tolist(), strict=True)]
     text = model.collate_text([row.to(clean.device, non_blocking=True) for row in rows])
 
     sigma, noise = drawn_noise(batch, place, config, clean)
@@ -90,6 +90,25 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     of_kind = config.edit_loss_weight if references else config.gen_loss_weight
     loss = of_kind * (flow.loss_weight(sigma, config.weighting_scheme) * weighted).mean()
     return LossOutput(loss, per_sample.detach(), sigma.detach())
+
+
+def text_rows(model: FigureModel, batch: Batch, dropped: Sequence[bool], empty_text: Tensor) -> list[Tensor]:
+    """Each sample's text (L_i, D), stored or encoded here; of those `dropped` the empty prompt's, where need be with the pictures.
+
+    Raises UserError for edits whose text depends on their pictures, where the batch has neither these nor that text.
+    """
+    depends = model.text_sees_pictures and bool(batch.references)
+    if depends and batch.latents is not None and (batch.text is None or (any(dropped) and batch.unprompted is None)):
+        raise UserError(
+            f"The text encoder of {model.family} reads the pictures that edits start from, and this store holds no text that was "
+            "made with them. Encode it with text = 'stored' by this program, or use dataset.type = 'FigureDataset'."
+        )
+    if depends and batch.text is None:
+        captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped, strict=True)]
+        return model.encode_instructions(captions, batch.pictures())
+    rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+    empty = batch.unprompted if depends and batch.unprompted is not None else [empty_text] * len(rows)
+    return [nothing if drop else row for row, nothing, drop in zip(rows, empty, dropped, strict=True)]
 
 
 def drawn_noise(batch: Batch, place: Place, config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:

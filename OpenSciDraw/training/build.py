@@ -18,7 +18,8 @@ from OpenSciDraw.datasets.ahead import BatchReader, Numbered
 from OpenSciDraw.datasets.arxiv_parquet import ReadAhead
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.inference.pictures import pictures_to_edit
+from OpenSciDraw.evaluation.drawing import source_images
+from OpenSciDraw.inference.pictures import encode_prompt, pictures_to_edit
 from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.parallel import sharding, zero
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
@@ -133,6 +134,11 @@ class Run:
                 f"{self.dataset.where} holds edits, and the pipeline of {config.model_type} takes no pictures to edit. Choose a "
                 "model that edits (Flux2Klein), or figures without references."
             )
+        if self.dataset.has_edits and self.model.text_sees_pictures and config.text == "online" and config.use_parquet_dataset:
+            raise UserError(
+                f"{self.dataset.where} holds edits, and the text encoder of {config.model_type} reads the pictures that they start "
+                "from, which a store does not keep as pixels. Set text = 'stored' and encode it, or dataset.type = 'FigureDataset'."
+            )
         self.held_out = self.dataset.held_out(config.held_out_examples)
         keep = torch.ones(len(self.dataset), dtype=torch.bool)
         keep[torch.from_numpy(self.held_out)] = False
@@ -178,10 +184,14 @@ class Run:
         online = config.text == "online" or not config.use_parquet_dataset
         if online or prompts or empty is None:
             self.model.load_text_encoder()
-            rows = [self.model.encode_prompts([prompt])[0].cpu() for prompt in [*prompts, negative, ""]]
+            images = [*(self.validation_images or [[]] * shown), *(source_images(self.model, example) for example in examples)]
+            rows = [encode_prompt(self.model, prompt, edited) for prompt, edited in zip(prompts, images, strict=True)]
+            rows += [encode_prompt(self.model, prompt) for prompt in (negative, "")]
+            negatives = [encode_prompt(self.model, negative, edited) if edited else rows[-2] for edited in images]
             self.prompts = PromptSet(
-                prompts[:shown], rows[:shown], rows[-2], examples, rows[shown:-2], self.validation_images
-            )
+                prompts[:shown], rows[:shown], rows[-2], examples, rows[shown:-2], self.validation_images,
+                negatives if self.model.text_sees_pictures else [],
+            )  # fmt: skip
             empty = rows[-1] if empty is None else empty
             self._check_contract(self.dataset.contract)  # again: a text encoder that was just fetched has a fingerprint now
             if not online:

@@ -91,6 +91,7 @@ def evaluate_examples(
 def _draw(model: FigureModel, config: Config, prompts: PromptSet, folder: Path, accelerator: Accelerator) -> None:
     """This rank's share of the batches; every rank draws as many, as a sharded model needs it."""
     rows = {example.id: row for example, row in zip(prompts.examples, prompts.example_rows, strict=True)}
+    negatives = {example.id: prompts.negative_of(at) for at, example in enumerate(prompts.examples, len(prompts.prompts))}
     batches = batches_of(prompts.examples, model.pixel_multiple, config.evaluate.batch_size)
     sampler, alone = Sampler.of(config.evaluate, config), accelerator.num_processes == 1
     with evaluating(model.transformer, accelerator) as transformer, Background(ahead=config.evaluate.batch_size) as writer:
@@ -98,7 +99,8 @@ def _draw(model: FigureModel, config: Config, prompts: PromptSet, folder: Path, 
         for at, counts in share_of(len(batches), accelerator):
             batch = batches[at]
             with accelerator.autocast():
-                pictures = draw(model, pipe, batch, [rows[e.id] for e in batch.examples], prompts.negative, sampler, alone)
+                negative = negatives[batch.examples[0].id]  # an edit is a batch of its own
+                pictures = draw(model, pipe, batch, [rows[e.id] for e in batch.examples], negative, sampler, alone)
             for example, picture in zip(batch.examples, pictures, strict=True):
                 if counts:
                     writer.submit(save_picture, picture, folder / picture_name(example.id))

@@ -49,7 +49,7 @@ def held_out_loss(
             base = flow.sigma_of_quantile(
                 1 - quantiles, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
             )
-            text = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
+            text = batch.text if batch.text is not None else model.encode_instructions(batch.captions, batch.pictures())
             with accelerator.autocast():
                 sums[:-1] += counts * losses_at(model, batch, clean, text, flow.shift_sigma(base, shift), config.seed)
     model.transformer = wrapped

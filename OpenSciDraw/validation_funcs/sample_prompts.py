@@ -32,6 +32,11 @@ class PromptSet:
     examples: list[Example] = field(default_factory=list)
     example_rows: list[Tensor] = field(default_factory=list)
     images: list[list[Image.Image]] = field(default_factory=list)  # that each prompt edits; [] where none does
+    negatives: list[Tensor] = field(default_factory=list)  # of each prompt, then of each example; [] where all have `negative`
+
+    def negative_of(self, index: int) -> Tensor:
+        """(L, D) of the negative prompt beside the prompt at `index`, or the example behind the prompts."""
+        return self.negatives[index] if self.negatives else self.negative
 
 
 def image_folder(config: Config, step: int) -> Path:
@@ -66,7 +71,7 @@ def sample_prompts(
             images = prompts.images[index] if prompts.images else []
             with accelerator.autocast():
                 image = model.sample(
-                    pipe, [prompts.rows[index]], prompts.negative, width=sizes[index][0], height=sizes[index][1],
+                    pipe, [prompts.rows[index]], prompts.negative_of(index), width=sizes[index][0], height=sizes[index][1],
                     steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
                     **({"images": images} if images else {}),
                 )[0]  # fmt: skip

@@ -85,3 +85,12 @@ def test_the_page_names_the_methods_that_a_family_must_and_may_define() -> None:
     missing = [name for name in FigureModel.__abstractmethods__ if f"def {name}(" not in MODEL]
     assert not missing, missing
     assert all(f"`{name}`" in PAGE for name in ("guide", "check_transformer", "note_truncated"))
+
+
+def test_the_page_names_every_switch_of_what_only_some_families_have() -> None:
+    from OpenSciDraw.models.base import FigureModel
+
+    switches = [name for name in vars(FigureModel) if isinstance(vars(FigureModel)[name], bool)]
+    assert {"edits", "text_sees_pictures", "embeds_guidance"} <= set(switches)
+    names = [*switches, "encode_instructions", "blank_text", "embedded_guidance", "tokenizer_part", "check_pipeline", "base_models"]
+    assert not [name for name in names if f"`{name}" not in PAGE] and "`TextBatch.slots`" in PAGE
