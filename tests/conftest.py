@@ -8,6 +8,7 @@ processes that they start. Those marked `gpu` mean any device: they run on the C
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,33 @@ def write_config(path: Path, values: dict) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{key} = {value!r}\n" for key, value in values.items()))
     return path
+
+
+def train_and_resume(values: dict, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Encode, train 3 steps with a checkpoint at 2, and the third once more from it: the final adapters of both, by name."""
+    from accelerate.state import AcceleratorState, GradientState
+    from safetensors.torch import load_file
+
+    from OpenSciDraw.config import Config
+    from OpenSciDraw.encode import run as encode
+    from OpenSciDraw.training.run import Training
+    from train_OpenSciDraw_loop import train
+
+    def go(values: dict) -> dict[str, torch.Tensor]:
+        for state in (AcceleratorState, GradientState):
+            state._reset_state(True) if state is AcceleratorState else state._reset_state()
+        assert train(Training(Config.model_validate(values))) == 0
+        return load_file(final)
+
+    final = folder / "pytorch_lora_weights.safetensors"
+    assert encode.main(Config.model_validate(values)) == 0
+    first = go(values)
+    shutil.rmtree(folder / "checkpoint-3")
+    final.unlink()
+    again = go({**values, "resume_from_checkpoint": "latest"})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return first, again
 
 
 @pytest.fixture

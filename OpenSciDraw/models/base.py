@@ -47,6 +47,15 @@ class TextBatch:
     mask: Tensor | None = None
     slots: Tensor | None = None
 
+    @classmethod
+    def padded(cls, rows: Sequence[Tensor]) -> TextBatch:
+        """Rows (L_i, D) of their own lengths, padded with zeros; without a mask, which costs time, where all are equally long."""
+        lengths = torch.tensor([len(row) for row in rows])
+        embeds = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        if bool((lengths == lengths[0]).all()):
+            return cls(embeds)
+        return cls(embeds, (torch.arange(embeds.shape[1]) < lengths[:, None]).to(embeds.device, non_blocking=True))
+
     def to(self, device: torch.device, dtype: torch.dtype) -> TextBatch:
         mask, slots = (None if part is None else part.to(device) for part in (self.mask, self.slots))
         return TextBatch(self.embeds.to(device, dtype), mask, slots)
@@ -183,9 +192,20 @@ class FigureModel(Components):
         `images`: pictures (PIL) that all of them edit; of a family that `edits` alone.
         """
 
-    @abstractmethod
     def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
-        """LoRA tensors in diffusers names -> the original repository's names that ComfyUI loads, with alpha."""
+        """LoRA tensors in diffusers names -> the names that ComfyUI loads, with alpha.
+
+        Here `diffusion_model.<module>.{lora_down,lora_up}.weight` and `.alpha`, of models whose modules ComfyUI knows by diffusers'
+        names (comfy/lora.py, model_lora_keys_unet) and that fuse nothing, or that it fuses itself; diffusers'
+        `load_lora_weights` reads them as well. A family with other names overrides it.
+        """
+        out: dict[str, Tensor] = {}
+        for module in sorted({name.rsplit(".lora_", 1)[0] for name in layers}):
+            key = f"diffusion_model.{module}"
+            out[f"{key}.lora_down.weight"] = layers[f"{module}.lora_A.weight"].contiguous()
+            out[f"{key}.lora_up.weight"] = layers[f"{module}.lora_B.weight"].contiguous()
+            out[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+        return out
 
     # -- contract ------------------------------------------------------------------------------------
     @abstractmethod

@@ -103,11 +103,7 @@ class QwenImage(FigureModel):
         return [row[valid][DROPPED:] for row, valid in zip(states, mask.bool(), strict=True)]
 
     def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
-        lengths = torch.tensor([len(row) for row in rows])
-        embeds = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-        if bool((lengths == lengths[0]).all()):
-            return TextBatch(embeds)  # attention without a mask is faster
-        return TextBatch(embeds, (torch.arange(embeds.shape[1]) < lengths[:, None]).to(embeds.device, non_blocking=True))
+        return TextBatch.padded(rows)
 
     def text_shape(self) -> tuple[int, int]:
         config = load_component(Qwen2_5_VLConfig, self.source, "text_encoder")
@@ -190,22 +186,7 @@ class QwenImage(FigureModel):
             max_sequence_length=self.max_sequence_length,
         ).images  # fmt: skip
 
-    # -- export and contract ------------------------------------------------------------------
-    def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
-        """Names `diffusion_model.<module>.{lora_down,lora_up}.weight` and `.alpha`.
-
-        ComfyUI's Qwen-Image has diffusers' module names, so nothing is fused. Of the names that its loader takes
-        (comfy/lora.py, model_lora_keys_unet: this one, `transformer.<module>`, `lora_unet_<module with _>`, …) this is
-        its generic one, keeps the dots, and is read by diffusers' `load_lora_weights` as well.
-        """
-        out: dict[str, Tensor] = {}
-        for module in sorted({name.rsplit(".lora_", 1)[0] for name in layers}):
-            key = f"diffusion_model.{module}"
-            out[f"{key}.lora_down.weight"] = layers[f"{module}.lora_A.weight"].contiguous()
-            out[f"{key}.lora_up.weight"] = layers[f"{module}.lora_B.weight"].contiguous()
-            out[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-        return out
-
+    # -- contract -----------------------------------------------------------------------------
     def family_contract(self) -> dict[str, dict[str, Any]]:
         latents = {
             "vae": "AutoencoderKLQwenImage",

@@ -7,17 +7,15 @@ broken once on purpose, and the comparison must notice.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, merged
+from conftest import BASE, merged, train_and_resume
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch.nn import functional
 
 from OpenSciDraw.drawn.figure import draw_figure
@@ -396,20 +394,6 @@ PROMPT = "The figure illustrates a flowchart with a blue box labelled 'Encoder'.
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
     """(values, run): 24 drawn figures encoded, three steps of LoRA with strong weights, step 3 trained again after a resume."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    from OpenSciDraw.config import Config
-    from OpenSciDraw.encode import run as encode
-    from OpenSciDraw.training.run import Training
-    from train_OpenSciDraw_loop import train
-
-    def go(values: dict) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        assert train(Training(Config.model_validate(values))) == 0
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
     data, run = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
     values = merged(
         BASE, model_type="QwenImage", pretrained_model_name_or_path=SOURCE, lora_layers=RECOMMENDED, learning_rate=5e-2,
@@ -418,14 +402,7 @@ def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
         dataset={"type": "ArXiVParquetDatasetV2", "base_dir": str(data), "parquet_base_path": "store"},
         encode={"figures": "drawn:24", "resolution": 128, "samples_per_shard": 16, "num_workers": 0, "batch_size": 8},
     )  # fmt: skip
-    assert encode.main(Config.model_validate(values)) == 0
-    go(values)
-    first = load_file(run / "pytorch_lora_weights.safetensors")
-    shutil.rmtree(run / "checkpoint-3")
-    (run / "pytorch_lora_weights.safetensors").unlink()
-    go({**values, "resume_from_checkpoint": "latest"})
-    again = load_file(run / "pytorch_lora_weights.safetensors")
-    return values, run, first, again
+    return values, run, *train_and_resume(values, run)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(trained) -> None:  # type: ignore[no-untyped-def]
