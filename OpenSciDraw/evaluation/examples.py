@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.figures.buckets import best_bucket, fit, in_bucket
+from OpenSciDraw.figures.buckets import best_bucket, fitted, in_bucket
 from OpenSciDraw.figures.edits import REFERENCE_COLUMNS, Boxes, boxes_in, named_in
 from OpenSciDraw.figures.listing import DrawnRef, FigureRef, FileRef, RejectedFigure, list_figures, load_figure
 from OpenSciDraw.figures.rows import resolve
@@ -77,11 +77,6 @@ class Example:
         if isinstance(self.reference, Path):
             return load_figure(FileRef(self.id, self.prompt, str(self.reference), self.reference.stat().st_size, 0))
         return None if self.reference is None else load_figure(self.reference)
-
-
-def fitted(picture: Image.Image, resolution: int) -> Image.Image:
-    """A picture in its bucket, as encoding fits it."""
-    return fit(picture, best_bucket(picture.width, picture.height, resolution))[0]
 
 
 def picture_name(identity: str) -> str:

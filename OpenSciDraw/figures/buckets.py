@@ -136,3 +136,11 @@ def fit(image: Image.Image, bucket: Bucket) -> tuple[Image.Image, Box]:
     picture = Image.new("RGB", (bucket.width, bucket.height), background_colour(image))
     picture.paste(scaled, box)
     return picture, box
+
+
+def fitted(picture: Image.Image, resolution: int) -> Image.Image:
+    """An RGB picture fitted into its bucket at `resolution`, as encoding fits figures.
+
+    Raises UserError for a resolution without a grid, and ValueError for a picture that is not RGB.
+    """
+    return fit(picture, best_bucket(picture.width, picture.height, resolution))[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from OpenSciDraw.config import Config, EncodeConfig
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.figures.buckets import best_bucket, fit
+from OpenSciDraw.figures.buckets import fitted
 from OpenSciDraw.figures.fitting import pixels_of, to_model_range
 from OpenSciDraw.figures.listing import RejectedFigure, load_figure
 from OpenSciDraw.models.base import FigureModel
@@ -35,17 +35,19 @@ def resolutions(config: Config) -> list[tuple[int, int]]:
 def pictures_to_edit(files: Sequence[str], model: FigureModel, encode: EncodeConfig, key: str) -> list[Image.Image]:
     """Pictures in files, which `key` names, each fitted into its bucket as encoding fits figures.
 
-    Raises UserError for a file that is no picture, and for a model that does not edit.
+    Raises UserError for a file that is not there or is no picture, and for a model that does not edit.
     """
     if files and not model.edits:
         raise UserError(f"{key}: the pipeline of {model.family} takes no pictures to edit. Leave {key} out.")
     pictures = []
     for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"{key}: there is no file {file}. Correct the path; a relative one starts at {Path.cwd()}.")
         try:
             picture = load_figure(Path(file).read_bytes(), encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio)
         except (RejectedFigure, OSError) as error:
             raise UserError(f"{key}: {file}: {error}. Give PNG, JPEG, WebP, GIF, TIFF or BMP.") from error
-        pictures.append(fit(picture, best_bucket(picture.width, picture.height, encode.resolution))[0])
+        pictures.append(fitted(picture, encode.resolution))
     return pictures
 
 

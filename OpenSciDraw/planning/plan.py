@@ -303,5 +303,6 @@ def main(arguments: Namespace) -> int:
         print(f"\n  It fits ({better.peak / GB:.1f} GB, {better.step_seconds:.2f} s a step) with: " + "; ".join(better.changes))
     elif not plan.fits:
         print("\n  Nothing that this program can change makes it fit: take a larger GPU, more of them, or a smaller picture.")
-    print("\n  Computed, not measured on a GPU. Not counted: validation's own activations, and norms that CUDA keeps in fp32.")
+    norms = ", and norms that CUDA's autocast keeps in fp32" if config.mixed_precision == "fp16" else ""
+    print(f"\n  Computed, not measured on a GPU. Not counted: validation's own activations{norms}.")
     return 0 if plan.fits else DOES_NOT_FIT

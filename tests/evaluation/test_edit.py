@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter
 from OpenSciDraw.config import EvaluateConfig
 from OpenSciDraw.evaluation.base import Scores
 from OpenSciDraw.evaluation.edit import Edit
-from OpenSciDraw.evaluation.examples import Example, fitted, load_examples
+from OpenSciDraw.evaluation.examples import Example, load_examples
+from OpenSciDraw.figures.buckets import fitted
 
 COUNT = 80
 
