@@ -6,7 +6,7 @@ Reference: diffusers `Flux2KleinPipeline`; tests/models/test_flux2_klein.py hold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
@@ -34,6 +34,7 @@ class Flux2Klein(FigureModel):
         "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
     )
     edits = True
+    text_layers: ClassVar[tuple[int, ...]] = TEXT_LAYERS
     base_models = "black-forest-labs/FLUX.2-klein-base-9B or black-forest-labs/FLUX.2-klein-base-4B"
 
     # -- components ---------------------------------------------------------------------------
@@ -92,7 +93,7 @@ class Flux2Klein(FigureModel):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True,
             use_cache=False,
         ).hidden_states  # fmt: skip
-        embeds = torch.stack([states[k] for k in TEXT_LAYERS], dim=2)  # (B, L, 3, hidden)
+        embeds = torch.stack([states[k] for k in self.text_layers], dim=2)  # (B, L, 3, hidden)
         # Pad rows are kept: the transformer has no text mask, so it reads them, and they depend on the prompt.
         return list(embeds.flatten(2))
 
@@ -100,7 +101,7 @@ class Flux2Klein(FigureModel):
         wrong = {tuple(row.shape) for row in rows if row.shape[0] != self.max_sequence_length}
         if wrong:
             raise UserError(
-                f"prompt embeddings of shape {sorted(wrong)}: FLUX.2-klein keeps its pad rows, so each must have "
+                f"prompt embeddings of shape {sorted(wrong)}: FLUX.2 keeps its pad rows, so each must have "
                 f"max_sequence_length = {self.max_sequence_length} rows. Set max_sequence_length to what the data "
                 "was encoded with, or encode again."
             )
@@ -134,6 +135,9 @@ class Flux2Klein(FigureModel):
         latents = Flux2KleinPipeline._unpatchify_latents(normalized.float() * std + mean)
         return self.vae.decode(latents.to(self.vae.dtype)).sample
 
+    def _guidance(self, batch: int, device: torch.device) -> Tensor | None:
+        return None  # no embedding for it
+
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
         batch, _, height, width = noisy.shape
         # int64 ids: in bf16 only 513 of the first 1024 positions stay distinct
@@ -149,7 +153,7 @@ class Flux2Klein(FigureModel):
             timestep=sigma,  # the transformer multiplies by 1000 itself
             img_ids=img_ids.to(noisy.device, non_blocking=True),
             txt_ids=txt_ids,
-            guidance=None,
+            guidance=self._guidance(batch, noisy.device),
             return_dict=False,
         )[0]
         return out[:, : height * width].transpose(1, 2).reshape(batch, -1, height, width)
@@ -164,8 +168,8 @@ class Flux2Klein(FigureModel):
         scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps))
         return scheduler.sigmas
 
-    def pipeline(self, transformer: nn.Module) -> Flux2KleinPipeline:
-        pipe = Flux2KleinPipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
+    def pipeline(self, transformer: nn.Module) -> Any:
+        pipe = self.pipeline_class(self._scheduler(), self.pipeline_vae(), None, None, transformer)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -122,7 +122,7 @@ def test_a_wrong_line_is_refused_with_its_place_and_a_remedy(write: Write, line:
         ("optimizer = 'prodigy'\nlearning_rate = 1.0\noffload_optimizer = True", "exists for AdamW only"),
         ("gradient_checkpointing = False\nactivation_memory_gb = 4.0", "Set it to True."),
         ("validate_unquantized = True", "Set validate_unquantized = False."),
-        ("model_type = 'flux2_klein'", "Unknown model_type 'flux2_klein'. Known: Flux2Klein"),
+        ("model_type = 'flux2_klein'", "Unknown model_type 'flux2_klein'. Known: Flux2Dev, Flux2Klein, "),
         ("dataset['type'] = 'ArxivParquetDataset'", "c.py:4: dataset.type: Unknown dataset type 'ArxivParquetDataset'"),
         ("data_sampler = dict(type='Bucket')", "Unknown sampler type 'Bucket'"),
         ("validation_func_name = 'generic'", "Did you mean 'generic_validation_func'?"),

@@ -178,7 +178,7 @@ def reference_velocity(tiny):  # type: ignore[no-untyped-def]
 
 def test_the_wrong_text_layers_change_the_embeddings(tiny, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     right = tiny.encode_prompts(PROMPTS[:1])[0]
-    monkeypatch.setattr(flux2_klein, "TEXT_LAYERS", (9, 18, 26))
+    monkeypatch.setattr(tiny, "text_layers", (9, 18, 26))
     assert not torch.equal(tiny.encode_prompts(PROMPTS[:1])[0], right)
 
 
