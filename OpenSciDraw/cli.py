@@ -99,6 +99,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     sample.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
     _add_evaluate(commands)
+    _add_prefer(commands)
     report = _command(commands, "report", _report, "one HTML page of a run, or of a folder of runs, that needs no network")
     report.add_argument("run", metavar="RUN", help="folder of a run, or a folder with several")
     report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the folder)")
@@ -127,23 +128,37 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate = _command(commands, "evaluate", _evaluate, meaning)
     what = "run folder or checkpoint, config file (the model before training), or folder of pictures <id>.png"
     evaluate.add_argument("what", metavar="WHAT", help=what)
-    evaluate.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
-    metrics = "structure, edit, text, distribution, held_out, judge (default: structure)"
-    evaluate.add_argument("--metrics", metavar="A,B", help=metrics)
     evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
     evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first figures")
-    evaluate.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
-    evaluate.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
-    evaluate.add_argument("--seed", type=int, metavar="S", help="seed of the noise (default: 0)")
-    evaluate.add_argument("--batch_size", type=_count, metavar="N", help="pictures drawn at once (default: 8)")
-    evaluate.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
-    evaluate.add_argument("--reader", choices=("rapidocr", "tesseract"), help="program that reads text (default: rapidocr)")
-    evaluate.add_argument("--features", metavar="DIR", help="distribution: folder of a CLIP or DINO model")
-    evaluate.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint of a vision-language model; adds judge")
-    evaluate.add_argument("--judge_model", metavar="NAME", help="the model's name there")
-    evaluate.add_argument("--no_arrow_direction", action="store_true", help="judge: an arrow's direction does not count")
+    _add_measuring(evaluate)
     _add_overrides(evaluate, "evaluate.judge_timeout=300")
+
+
+def _add_prefer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    meaning = "draw each prompt several times, score the pictures, and make groups for dpo and mdpo (continues where it stopped)"
+    prefer = _command(commands, "prefer", _prefer, meaning)
+    prefer.add_argument("what", metavar="WHAT", help="run folder or checkpoint, or config file (the model before training)")
+    prefer.add_argument("--out", metavar="DIR", required=True, help="folder for pictures, groups and their store")
+    _add_measuring(prefer)
+    _add_overrides(prefer, "preference.pictures=8 preference.min_gap=0.2")
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Which prompts are drawn, how, and what measures the pictures."""
+    parser.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
+    metrics = "structure, edit, text, distribution, held_out, judge (default: structure)"
+    parser.add_argument("--metrics", metavar="A,B", help=metrics)
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first figures")
+    parser.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the noise (default: 0)")
+    parser.add_argument("--batch_size", type=_count, metavar="N", help="pictures drawn at once (default: 8)")
+    parser.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
+    parser.add_argument("--reader", choices=("rapidocr", "tesseract"), help="program that reads text (default: rapidocr)")
+    parser.add_argument("--features", metavar="DIR", help="distribution: folder of a CLIP or DINO model")
+    parser.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint of a vision-language model; adds judge")
+    parser.add_argument("--judge_model", metavar="NAME", help="the model's name there")
+    parser.add_argument("--no_arrow_direction", action="store_true", help="judge: an arrow's direction does not count")
 
 
 def _command(
@@ -262,6 +277,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.evaluation import run as evaluate
 
     return evaluate.main(arguments)
+
+
+def _prefer(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.preferences import run as prefer
+
+    return prefer.main(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:

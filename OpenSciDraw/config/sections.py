@@ -199,6 +199,11 @@ class PreferenceConfig(Section):
     axis_weights: AxisWeights = key(
         AxisWeights, "Preference", "dict(component=..., arrow=..., text=...): how much each axis counts."
     )
+    pictures: int = key(8, "Preference", "scienceflow prefer: pictures drawn of each prompt.", "pictures", ge=2)
+    scores: dict[Literal["component", "arrow", "text"], str] | None = key(
+        None, "Preference", "scienceflow prefer: the score of each axis as metric/name, dict(text='structure/labels'); None = "
+        "those of the metric structure or judge.",
+    )  # fmt: skip
     min_pictures: int = key(6, "Preference", "Making groups: a prompt with fewer scored pictures is left out.", "pictures", ge=2)
     min_reward: float = key(0.70, "Preference", "Making groups: least reward of a winner.", "reward")
     min_gap: float = key(

@@ -59,13 +59,14 @@ class Evaluator:
             UserError: there is none of the examples'.
         """
         self.pictures = folder
-        if self.examples and not any(self._path(example).is_file() for example in self.examples):
+        if self.examples and not any(self.path_of(example).is_file() for example in self.examples):
             raise UserError(
                 f"{folder} holds no picture of any of the {len(self.examples)} examples: the first should be "
-                f"{self._path(self.examples[0]).name}. Name pictures after the ids of the examples."
+                f"{self.path_of(self.examples[0]).name}. Name pictures after the ids of the examples."
             )
 
-    def _path(self, example: Example) -> Path:
+    def path_of(self, example: Example) -> Path:
+        """Where the picture of an example lies, or should."""
         return find_picture(self.pictures, example.id)
 
     def draw(self, config: Config, trained: Trained | None) -> None:
@@ -170,7 +171,7 @@ class Evaluator:
     # -- numbers -----------------------------------------------------------------------------------
     def measure(self) -> list[Measured]:
         """Every metric over every picture."""
-        drawn = [Drawn(example, self._path(example)) for example in self.examples]
+        drawn = [Drawn(example, self.path_of(example)) for example in self.examples]
         ids = [example.id for example in self.examples]
         found = []
         for name, metric in self.metrics.items():
