@@ -26,6 +26,7 @@ from transformers import (
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
 from OpenSciDraw.models.qwen_image import QwenImage
+from OpenSciDraw.models.qwen_image_21_sequence import QwenImage21Transformer2DModel
 from OpenSciDraw.registry import MODELS
 
 # The pipeline's template (QwenImage21Pipeline.__init__): it drops the tokens of the head from the hidden states.
@@ -61,6 +62,10 @@ class QwenImage21(QwenImage):
     text_sees_pictures = True
 
     # -- components ---------------------------------------------------------------------------
+    @property
+    def transformer_type(self) -> Any:
+        return QwenImage21Transformer2DModel
+
     def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
         vae = load_component(AutoencoderKLQwenImage21, self.source, "vae", torch_dtype=dtype)
         self._vae = vae.to(self.device).eval().requires_grad_(False)
@@ -133,14 +138,13 @@ class QwenImage21(QwenImage):
 
     def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
         text = super().collate_text(rows)
-        slots = nn.utils.rnn.pad_sequence([self._slots(row) for row in rows], batch_first=True)
-        return TextBatch(text.embeds, text.mask, slots)
+        first = self._slots(rows[0]).tolist()  # one wait for the device; all samples share one layout, and places come before words
+        return TextBatch(text.embeds, text.mask, tuple(first + [False] * (text.embeds.shape[1] - len(first))))
 
     def blank_text(self, batch: int, length: int, references: Sequence[tuple[int, int]] = ()) -> TextBatch:
         places = sum(rows * columns for rows, columns in references) // _SLOT
         text = super().blank_text(batch, max(length, places + 1))
-        slots = torch.arange(text.embeds.shape[1]) < places
-        return TextBatch(text.embeds, slots=slots.expand(batch, -1))
+        return TextBatch(text.embeds, slots=tuple(at < places for at in range(text.embeds.shape[1])))
 
     def text_shape(self) -> tuple[int, int]:
         return self.max_sequence_length, load_component(Qwen3VLConfig, self.source, "text_encoder").text_config.hidden_size
@@ -160,15 +164,13 @@ class QwenImage21(QwenImage):
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
         batch, _, height, width = noisy.shape
         tokens = [part.flatten(2).transpose(1, 2).to(self.weight_dtype) for part in (*references, noisy)]
-        slots = torch.zeros_like(text.embeds[..., 0], dtype=torch.bool) if text.slots is None else text.slots
-        places = torch.cat([slots.to(noisy.device), slots.new_ones(batch, height * width // _SLOT).to(noisy.device)], dim=1)
         out = self.transformer(
             hidden_states=torch.cat(tokens, dim=1) if references else tokens[0],
             timestep=sigma,  # the transformer multiplies by 1000 itself, and gives text and references the time 0
             encoder_hidden_states=text.embeds.to(self.weight_dtype),
             encoder_hidden_states_mask=text.mask,
             img_shapes=[[(1, *part.shape[-2:]) for part in (*references, noisy)]] * batch,
-            img_mask=places,
+            img_mask=text.slots or (False,) * text.embeds.shape[1],
             return_dict=False,
         )[0]
         return out[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
@@ -193,8 +195,7 @@ class QwenImage21(QwenImage):
 
         def encode_prompt(*, prompt_embeds: Tensor, **_: Any) -> tuple[Tensor, Tensor | None, Tensor]:
             text = texts[id(prompt_embeds)]  # the pipeline's own takes no embeddings that were made with pictures
-            assert text.slots is not None
-            return text.embeds, text.mask, text.slots
+            return text.embeds, text.mask, torch.tensor([text.slots] * len(prompt_embeds), device=self.device)
 
         pipe.encode_prompt = encode_prompt
         pictures = pipe(
