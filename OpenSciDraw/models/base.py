@@ -39,9 +39,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 class TextBatch:
     """Prompt embeddings of a batch.
 
-    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full. `slots` are L bools, True
-    where a transformer of one sequence puts the tokens of the pictures that are edited, the same places in every row; None where
-    the transformer has no such places.
+    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full. `slots` are L bools, one True
+    for each picture that is edited, where a transformer of one sequence puts its tokens, at the same places in every row; None
+    where the transformer has no such places.
     """
 
     embeds: Tensor

@@ -33,7 +33,6 @@ from OpenSciDraw.registry import MODELS
 HEAD = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
 TEMPLATE = HEAD + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PICTURE = "<image{}><|vision_start|><|image_pad|><|vision_end|>"  # one for each, with spaces between, before the prompt
-_SLOT = 4  # tokens of a picture in the transformer for each of its tokens in the text: 2x2
 
 
 class PictureProcessor(Qwen3VLProcessor):
@@ -97,15 +96,21 @@ class QwenImage21(QwenImage):
 
     @torch.no_grad()
     def _rows(self, texts: Sequence[str], images: list[Image.Image] | None = None) -> list[Tensor]:
-        """Hidden states (L, D) of each text without its head, cut at the limit of text tokens; rows of pictures' tokens are 0."""
+        """Hidden states (L, D) of each text without its head, cut at the limit of text tokens; of each picture one row of zeros.
+
+        Raises UserError where a picture has not as many tokens in the text as the pipeline takes for it.
+        """
         inputs = self._processor(text=list(texts), images=images, padding=True, padding_side="left", return_tensors="pt")
         inputs = inputs.to(self.device)
         states = self.text_encoder(**inputs, use_cache=False).last_hidden_state
         rows, lengths = [], []
         for row, ids, valid in zip(states, inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
-            row, slots = row[valid][self._dropped :], ids[valid][self._dropped :] == self._processor.image_token_id
-            lengths.append(len(row) - int(slots.sum()))
-            rows.append(row.masked_fill(slots[:, None], 0.0)[: len(row) - max(0, lengths[-1] - self.max_sequence_length)])
+            row, of_pictures = row[valid][self._dropped :], ids[valid][self._dropped :] == self._processor.image_token_id
+            self._check_places(int(of_pictures.sum()), images or [])
+            first = of_pictures & ~torch.cat([of_pictures.new_zeros(1), of_pictures[:-1]])
+            row = row.masked_fill(of_pictures[:, None], 0.0)[~of_pictures | first]
+            lengths.append(len(row) - len(images or []))
+            rows.append(row[: len(row) - max(0, lengths[-1] - self.max_sequence_length)])
         self.note_truncated(sum(length > self.max_sequence_length for length in lengths), max(lengths))
         return rows
 
@@ -113,7 +118,7 @@ class QwenImage21(QwenImage):
         return self._rows([TEMPLATE.format(prompt or " ") for prompt in prompts])  # an empty text has no token
 
     def encode_instructions(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Each alone. Rows of the pictures' tokens are 0: the transformer puts the tokens of the references into their places."""
+        """Each alone. A row of zeros stands for a picture: the transformer puts the tokens of the reference into its place."""
         return [self._instruction(prompt, seen) if seen else self.encode_prompts([prompt])[0]
                 for prompt, seen in zip(prompts, pictures, strict=True)]  # fmt: skip
 
@@ -121,19 +126,18 @@ class QwenImage21(QwenImage):
         marks = " ".join(PICTURE.format(number) for number in range(1, len(pictures) + 1))
         levels = [((picture + 1) * 127.5).round().clamp(0, 255).byte() for picture in pictures]
         images = [Image.fromarray(level.permute(1, 2, 0).cpu().numpy()) for level in levels]
-        row = self._rows([TEMPLATE.format(marks + (prompt or " "))], images)[0]
-        side = self.pixel_multiple
-        expected = sum(image.width // side * (image.height // side) for image in images)
-        if int(self._slots(row).sum()) != expected:
+        return self._rows([TEMPLATE.format(marks + (prompt or " "))], images)[0]
+
+    def _check_places(self, places: int, images: Sequence[Image.Image]) -> None:
+        if places != sum(map(_places_of, images)):
             raise UserError(
                 f"The processor of {self.source.name} resizes pictures of {_sizes(images)} px, so the text has other places for "
                 "them than they have tokens. Choose an encode.resolution within the processor's limits of size."
             )
-        return row
 
     @staticmethod
     def _slots(row: Tensor) -> Tensor:
-        """(L,) bool: where a picture's tokens belong."""
+        """(L,) bool: which rows stand for a picture."""
         return (row == 0).all(-1)
 
     def collate_text(self, rows: Sequence[Tensor]) -> TextBatch:
@@ -142,9 +146,8 @@ class QwenImage21(QwenImage):
         return TextBatch(text.embeds, text.mask, tuple(first + [False] * (text.embeds.shape[1] - len(first))))
 
     def blank_text(self, batch: int, length: int, references: Sequence[tuple[int, int]] = ()) -> TextBatch:
-        places = sum(rows * columns for rows, columns in references) // _SLOT
-        text = super().blank_text(batch, max(length, places + 1))
-        return TextBatch(text.embeds, slots=tuple(at < places for at in range(text.embeds.shape[1])))
+        text = super().blank_text(batch, max(length, len(references) + 1))
+        return TextBatch(text.embeds, slots=tuple(at < len(references) for at in range(text.embeds.shape[1])))
 
     def text_shape(self) -> tuple[int, int]:
         return self.max_sequence_length, load_component(Qwen3VLConfig, self.source, "text_encoder").text_config.hidden_size
@@ -193,9 +196,14 @@ class QwenImage21(QwenImage):
         unwanted = self.collate_text([negative_row] * len(prompt_rows)).to(self.device, self.weight_dtype)
         texts = {id(text.embeds): text for text in (wanted, unwanted)}
 
-        def encode_prompt(*, prompt_embeds: Tensor, **_: Any) -> tuple[Tensor, Tensor | None, Tensor]:
-            text = texts[id(prompt_embeds)]  # the pipeline's own takes no embeddings that were made with pictures
-            return text.embeds, text.mask, torch.tensor([text.slots] * len(prompt_embeds), device=self.device)
+        def encode_prompt(*, prompt_embeds: Tensor, **_: Any) -> tuple[Tensor | None, ...]:
+            text, sizes = texts[id(prompt_embeds)], iter(images)  # the pipeline's own takes no embeddings made with pictures
+            assert text.slots is not None
+            counts = [_places_of(next(sizes)) if slot else 1 for slot in text.slots]
+            repeats = torch.tensor(counts, device=self.device)
+            slots = torch.tensor([text.slots] * len(text.embeds), device=self.device)
+            parts = [None if part is None else part.repeat_interleave(repeats, 1) for part in (text.embeds, text.mask, slots)]
+            return tuple(parts)
 
         pipe.encode_prompt = encode_prompt
         pictures = pipe(
@@ -228,6 +236,11 @@ def _resolution_of(images: Sequence[Image.Image]) -> float:
         f"Pictures of {_sizes(images)} px together: the pipeline of Qwen-Image-2.1 gives all pictures that are edited one area, "
         "so it would resize some. Give pictures of one shape."
     )
+
+
+def _places_of(image: Image.Image) -> int:
+    """Tokens of a picture in the text: of 32 x 32 px each."""
+    return image.width // 32 * (image.height // 32)
 
 
 def _sizes(images: Sequence[Image.Image]) -> str:

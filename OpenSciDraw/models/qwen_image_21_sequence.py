@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 Shapes = tuple[tuple[int, int, int], ...]  # frames, rows, columns of each picture; the last is the one that is drawn
-_SLOT = 4  # tokens of a picture for each of its places in the text
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ class Layout:
 
 @lru_cache(maxsize=64)
 def layout_of(slots: tuple[bool, ...], shapes: Shapes) -> Layout:
-    """`slots` (L,): which tokens of the text are places of pictures.
+    """`slots` (L,): which tokens of the text stand for a picture that is edited.
 
-    Raises ValueError where the places are not as many as the pictures need.
+    Raises ValueError where they are not as many as these pictures.
     """
     counts = [rows * columns for _, rows, columns in shapes]
-    if sum(slots) * _SLOT != sum(counts[:-1]):
-        raise ValueError(f"the text has places for {sum(slots) * _SLOT} tokens of pictures, and there are {sum(counts[:-1])}")
+    if sum(slots) != len(shapes) - 1:
+        raise ValueError(f"the text has places for {sum(slots)} pictures, and there are {len(shapes) - 1}")
     order: list[int] = []
     frames: list[int] = []
     rows: list[int] = []
@@ -62,7 +61,7 @@ def layout_of(slots: tuple[bool, ...], shapes: Shapes) -> Layout:
     while at < len(slots):
         begin = len(order)
         if slots[at]:
-            at += counts[picture] // _SLOT
+            at += 1
             put_picture()
             segments.append((begin, len(order), False))
             continue
