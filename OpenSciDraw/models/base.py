@@ -39,13 +39,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 class TextBatch:
     """Prompt embeddings of a batch.
 
-    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full. `slots` is (B, L) bool, True
-    where a transformer of one sequence puts the tokens of the pictures that are edited, or None for all other transformers.
+    `embeds` is (B, L, D); `mask` is (B, L) bool, True on real tokens, or None when every row is full. `slots` are L bools, one True
+    for each picture that is edited, where a transformer of one sequence puts its tokens, at the same places in every row; None
+    where the transformer has no such places.
     """
 
     embeds: Tensor
     mask: Tensor | None = None
-    slots: Tensor | None = None
+    slots: tuple[bool, ...] | None = None
 
     @classmethod
     def padded(cls, rows: Sequence[Tensor]) -> TextBatch:
@@ -57,8 +58,8 @@ class TextBatch:
         return cls(embeds, (torch.arange(embeds.shape[1]) < lengths[:, None]).to(embeds.device, non_blocking=True))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TextBatch:
-        mask, slots = (None if part is None else part.to(device) for part in (self.mask, self.slots))
-        return TextBatch(self.embeds.to(device, dtype), mask, slots)
+        mask = None if self.mask is None else self.mask.to(device)
+        return TextBatch(self.embeds.to(device, dtype), mask, self.slots)
 
 
 class FigureModel(Components):

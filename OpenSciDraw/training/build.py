@@ -184,13 +184,15 @@ class Run:
         online = config.text == "online" or not config.use_parquet_dataset
         if online or prompts or empty is None:
             self.model.load_text_encoder()
-            images = [*(self.validation_images or [[]] * shown), *(source_images(self.model, example) for example in examples)]
+            sees = self.model.text_sees_pictures  # else the pictures of examples are read one by one, when they are drawn
+            images = [*(self.validation_images or [[]] * shown)]
+            images += [source_images(self.model, example) if sees else [] for example in examples]
             rows = [encode_prompt(self.model, prompt, edited) for prompt, edited in zip(prompts, images, strict=True)]
             rows += [encode_prompt(self.model, prompt) for prompt in (negative, "")]
             negatives = [encode_prompt(self.model, negative, edited) if edited else rows[-2] for edited in images]
             self.prompts = PromptSet(
                 prompts[:shown], rows[:shown], rows[-2], examples, rows[shown:-2], self.validation_images,
-                negatives if self.model.text_sees_pictures else [],
+                negatives if sees else [],
             )  # fmt: skip
             empty = rows[-1] if empty is None else empty
             self._check_contract(self.dataset.contract)  # again: a text encoder that was just fetched has a fingerprint now

@@ -31,6 +31,7 @@ from OpenSciDraw.drawn.figure import draw_figure
 from OpenSciDraw.encode import run as encode
 from OpenSciDraw.encode import shards as encode_shards
 from OpenSciDraw.encode import verify
+from OpenSciDraw.encode import work as encode_work
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import best_bucket, fit
 from OpenSciDraw.figures.listing import list_figures, load_figure
@@ -438,14 +439,14 @@ def test_a_picture_that_was_replaced_by_one_of_the_same_size_is_encoded_again_an
 
 def test_a_store_of_an_earlier_version_goes_on(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shards know no max_upscale and no hash of a picture."""
-    plan = encode.plan_shards
+    plan = encode_work.plan_shards
 
-    def earlier(folder, items, size, identity, before=None):  # type: ignore[no-untyped-def]
-        return plan(folder, items, size, before or identity)
+    def earlier(folder, items, size, identity, before=None, first=0):  # type: ignore[no-untyped-def]
+        return plan(folder, items, size, before or identity, first=first)
 
     shutil.rmtree(copy / "figures")
     with monkeypatch.context() as patched:
-        patched.setattr(encode, "plan_shards", earlier)
+        patched.setattr(encode_work, "plan_shards", earlier)
         run_encode(tmp_path)
     before = finished(copy)
     run_encode(tmp_path)

@@ -94,3 +94,26 @@ def test_the_page_names_every_switch_of_what_only_some_families_have() -> None:
     assert {"edits", "text_sees_pictures", "embeds_guidance"} <= set(switches)
     names = [*switches, "encode_instructions", "blank_text", "embedded_guidance", "tokenizer_part", "check_pipeline", "base_models"]
     assert not [name for name in names if f"`{name}" not in PAGE] and "`TextBatch.slots`" in PAGE
+
+
+def test_guidance_as_an_input_of_the_transformer_needs_one_pass_and_is_put_back(tiny, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    from OpenSciDraw.inference.sample import sample_normalized
+    from OpenSciDraw.models.base import FigureModel
+
+    seen, velocity = [], tiny.velocity
+
+    def watched(*given):  # type: ignore[no-untyped-def]
+        seen.append(tiny.embedded_guidance)
+        return velocity(*given)
+
+    monkeypatch.setattr(tiny, "velocity", watched)
+    text, noise = tiny.collate_text(tiny.encode_prompts(["A box."])), torch.randn(1, 128, 8, 8)
+    with torch.no_grad():
+        sample_normalized(tiny, text, text, noise, 2, 3.5)
+        assert seen == [3.5, 1.0] * 2  # with the prompt, and without it: two passes
+        seen.clear()
+        monkeypatch.setattr(type(tiny), "embeds_guidance", True)
+        sample_normalized(tiny, text, text, noise, 2, 3.5)
+    assert seen == [3.5, 3.5] and tiny.embedded_guidance == FigureModel.embedded_guidance == 1.0
