@@ -202,7 +202,7 @@ def _encode(config: Config, folder: Path, place: Place) -> None:
 
     data = {"type": "ArXiVParquetDatasetV2", "base_dir": str(folder), "parquet_base_path": STORE, "cache_dir": None}
     asked = dict.fromkeys(("image_column", "caption_column", "max_figures", "min_quality", "reference_column"))
-    own = {**asked, "figures": str(folder / FIGURES), "where": {}}
+    own: dict[str, object] = {**asked, "figures": str(folder / FIGURES), "where": {}}
     changed = {"dataset": config.dataset.model_copy(update=data), "encode": config.encode.model_copy(update=own)}
     encode.main(config.model_copy(update=changed))
     if place.rank == 0:
