@@ -85,6 +85,7 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = _command(commands, "sample", _sample, "draw figures with a trained run")
     sample.add_argument("run", metavar="RUN", help="run folder or one of its checkpoints")
+    sample.add_argument("--base", metavar="MODEL", help="draw the run's adapter on another base of its family: hub id or folder")
     sample.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="what to draw; several texts too")
     sample.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from (default: the config's)")
     sample.add_argument("--image", nargs="+", default=[], metavar="FILE", help="picture to edit (several: all are looked at); the "

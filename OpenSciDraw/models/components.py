@@ -37,6 +37,7 @@ class Components(ABC):
     trained_part: ClassVar[str] = "transformer"  # the component of the diffusers folder that trains
     pipeline_class: ClassVar[Any]
     base_models = "its base model"  # that a distilled one of this family was made of
+    distilled_steps: ClassVar[int] = 4  # that a distilled one of this family draws in
 
     def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
         self.requested_source = source
@@ -45,6 +46,7 @@ class Components(ABC):
         self.weight_dtype = weight_dtype
         self.text_storage = CODECS["bf16"]  # of embeddings in a store, see store/codec.py
         self.device = torch.device("cpu")
+        self.draws_only = False  # a distilled model is refused where it would train
         self.truncated_prompts = 0
         self.vae_precision = vae_precision.EXACT  # of `encode_images`
         self._vae: nn.Module | None = None
@@ -110,22 +112,29 @@ class Components(ABC):
 
         return getattr(diffusers, self.transformer_class)
 
-    def check_pipeline(self) -> None:
-        """Reads model_index.json, whose marks the released pipeline obeys and no weight shows.
+    def pipeline_index(self) -> dict[str, Any]:
+        """model_index.json, whose marks the released pipeline obeys and no weight shows; {} where there is none."""
+        if "model_index" not in self._read:
+            source = self.source
+            hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+            try:
+                self._read["model_index"] = dict(self.pipeline_class.load_config(source.name, **hub))
+            except OSError:
+                return {}  # what lacks it cannot be loaded either, and says so
+        return self._read["model_index"]
 
-        Raises:
-            UserError: a model distilled to few steps without guidance; says what to train on.
-        """
-        source = self.source
-        hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
-        try:
-            index = self.pipeline_class.load_config(source.name, **hub)
-        except OSError:
-            return  # what lacks it cannot be loaded either, and says so
-        if index.get("is_distilled"):
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the released pipeline draws with it in few steps (`distilled_steps`) and without guidance."""
+        return bool(self.pipeline_index().get("is_distilled"))
+
+    def check_pipeline(self) -> None:
+        """Raises UserError for a model distilled to few steps without guidance, where it would train; says what to train on."""
+        if self.is_distilled and not self.draws_only:
             raise UserError(
-                f"{source.name} is distilled (is_distilled in its model_index.json): it draws in few steps without guidance, and "
-                f"training on figures would undo that. Train on {self.base_models}."
+                f"{self.source.name} is distilled (is_distilled in its model_index.json): it draws in few steps without "
+                f"guidance, and training on figures would undo that. Train on {self.base_models}. The adapter can be drawn on this "
+                "one too: see validation_model and `scienceflow sample --base`."
             )
 
     def check_transformer(self, config: dict[str, Any]) -> None:

@@ -165,7 +165,8 @@ class Flux2Klein(FigureModel):
         return scheduler.sigmas
 
     def pipeline(self, transformer: nn.Module) -> Flux2KleinPipeline:
-        pipe = Flux2KleinPipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
+        parts: Any = (self._scheduler(), self.pipeline_vae(), None, None, transformer)
+        pipe = Flux2KleinPipeline(*parts, is_distilled=self.is_distilled)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
