@@ -106,6 +106,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 
     export = _command(commands, "export", _export, "write trained weights for other programs")
     export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint or adapter file")
+    export.add_argument("--base", metavar="MODEL", help="the base that the adapter is for, of the same shapes (default: the run's)")
     export.add_argument("--format", choices=("diffusers", "comfyui", "both"), default="both", help="default: both")
     export.add_argument("--out", metavar="DIR", help="folder for the files (default: export/ in the run)")
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as trained")
@@ -128,6 +129,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate = _command(commands, "evaluate", _evaluate, meaning)
     what = "run folder or checkpoint, config file (the model before training), or folder of pictures <id>.png"
     evaluate.add_argument("what", metavar="WHAT", help=what)
+    evaluate.add_argument("--base", metavar="MODEL", help="another base of the same shapes, on which a run's adapter is drawn")
     evaluate.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
     metrics = "structure, edit, text, distribution, held_out, judge (default: structure)"
     evaluate.add_argument("--metrics", metavar="A,B", help=metrics)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.inference.export import Trained
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.utils.tensor_files import open_tensors
 from OpenSciDraw.weights.trainable import resolve_lora_layers
@@ -88,17 +87,18 @@ def _different(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return f" transformer/config.json: {'; '.join(differences)}." if differences else ""
 
 
-def on_other_base(trained: Trained, base: str, key: str) -> Trained:
-    """A run's adapter with `base` in place of the base that it was trained on; nothing is loaded.
+def config_of_adapter(file: Path, config: Config, base: str, key: str = "--base") -> Config:
+    """The config of a run's adapter in `file`, with `base` in place of the base that it was trained on; no weights are loaded.
 
     Raises:
-        UserError: no adapter, or one of other shapes.
+        UserError: no adapter, or one of other shapes; says what differs.
     """
-    if not trained.is_lora:
-        raise UserError(f"{key} {base}: {trained.path} holds all weights, which are a base. Another base is for an adapter.")
-    config = config_on(trained.config, base)
-    with open_tensors(trained.path) as file:
-        shapes = {name.removeprefix("transformer."): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    model = build_model(config, draws_only=True)
-    require_fit(layer_shapes(shapes), build_model(trained.config, draws_only=True), model, config, f"{key} {base}")
-    return replace(trained, config=config)
+    if not file.is_file():
+        raise UserError(f"{key} {base}: {file} holds all weights, which are a base. Another base is for an adapter.")
+    other = config_on(config, base)
+    with open_tensors(file) as tensors:
+        names = list(tensors.keys())
+        shapes = {name.removeprefix("transformer."): tuple(tensors.get_slice(name).get_shape()) for name in names}
+    model = build_model(other, draws_only=True)
+    require_fit(layer_shapes(shapes), build_model(config, draws_only=True), model, other, f"{key} {base}")
+    return other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
-from OpenSciDraw.inference.other_base import base_name, on_other_base
+from OpenSciDraw.inference.other_base import base_name, config_of_adapter
 from OpenSciDraw.inference.pictures import drawing_of_trained, grid, pictures_to_edit, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
@@ -72,7 +73,8 @@ def main(arguments: Namespace) -> int:
     trained = find_trained(arguments.run, arguments.ema)
     folder = trained.output_folder("samples")
     if arguments.base is not None:
-        trained, folder = on_other_base(trained, arguments.base, "--base"), folder / f"on_{base_name(arguments.base)}"
+        trained = replace(trained, config=config_of_adapter(trained.path, trained.config, arguments.base))
+        folder = folder / f"on_{base_name(arguments.base)}"
     config = trained.config
     negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
     out = make_folder(Path(arguments.out) if arguments.out else folder)
