@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from OpenSciDraw.config.sections import DistillConfig
+
 if TYPE_CHECKING:
     from OpenSciDraw.config.checks import Problem
     from OpenSciDraw.config.schema import Config
@@ -41,7 +43,7 @@ def drawing_of_teacher(config: Config) -> Drawing:
 def distillation_problems(config: Config) -> list[Problem]:
     found: list[Problem] = []
     if not config.distills:
-        if config.distill.model_fields_set:
+        if config.distill != DistillConfig():  # a saved config names all keys
             message = f"acts with {DISTILLATION!r} alone, and the objective is {config.train_iteration_func_name!r}. "
             message += f"Set train_iteration_func_name = {DISTILLATION!r}, or leave distill out."
             found.append((("distill", "train_iteration_func_name"), message))

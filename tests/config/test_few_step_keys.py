@@ -17,7 +17,7 @@ OTHER = START + "validation_model = 'other'\nvalidation_prompts = ['a box']\n"
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        (START + "distill = dict(steps=4)", "distill: acts with 'trajectory_distillation' alone"),
+        (START + "distill = dict(steps=2)", "distill: acts with 'trajectory_distillation' alone"),
         (DISTILL + "negative_prompt = 'blurred'", "guided away from the empty prompt"),
         (DISTILL + "distill = dict(steps=4, teacher_steps=4, guidance=1.0)", "has nothing to teach a student of 4"),
         (DISTILL + "pretrained_lora_ckpt_path = 'old'", "Set fuse_pretrained_lora = True"),
