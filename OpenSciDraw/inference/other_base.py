@@ -56,11 +56,11 @@ def require_fit(adapter: Shapes, own: FigureModel, other: FigureModel, config: C
 
     `own` is the model that it was trained on; `key` names what the user gave.
     """
-    index = other.pipeline_index()
+    index, names = other.pipeline_index(), (other.requested_source.name, own.requested_source.name)
     kind = index.get("_class_name", other.pipeline_class.__name__)
     if kind != other.pipeline_class.__name__:
         raise UserError(
-            f"{key}: {other.source.name} is a model of {kind}, and the adapter is of {other.pipeline_class.__name__}. An adapter "
+            f"{key}: {names[0]} is a model of {kind}, and the adapter is of {other.pipeline_class.__name__}. An adapter "
             "goes with models of its own family."
         )
     empty = other.empty_transformer()
@@ -76,7 +76,7 @@ def require_fit(adapter: Shapes, own: FigureModel, other: FigureModel, config: C
         settings = _different(other.transformer_config(), own.transformer_config())
     more = f" and {len(found) - 3} layers more" if len(found) > 3 else ""
     raise UserError(
-        f"{key}: {other.source.name} has other shapes than {own.source.name}, on which the adapter was trained. "
+        f"{key}: {names[0]} has other shapes than {names[1]}, on which the adapter was trained. "
         f"{'; '.join(found[:3])}{more}.{settings} Give a base of the same size."
     )
 

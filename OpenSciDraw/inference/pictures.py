@@ -25,7 +25,7 @@ def drawing_of_trained(model: FigureModel, config: Config, steps: int | None = N
     """
     usual, why = drawing_of_run(config), "the run was distilled" if config.distills else ""
     if model.is_distilled:
-        usual, why = Drawing(model.distilled_steps, 1.0), f"{model.source.name} is distilled"
+        usual, why = Drawing(model.distilled_steps, 1.0), f"{model.requested_source.name} is distilled"
         if guidance is not None and guidance > 1:
             _LOG.warning("%s: its pipeline draws without guidance, so guidance %g has no effect", why, guidance)
             guidance = 1.0

@@ -17,6 +17,7 @@ from OpenSciDraw.training.run import Training
 DISTILL = {"train_iteration_func_name": "trajectory_distillation", "num_inference_steps": 8, "guidance_scale": 3.0}
 
 
+@pytest.mark.slow  # counts a whole step
 def test_the_flops_are_those_of_a_real_step(store_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
     """The whole objective, counted: within 3 %."""
     values = merged(store_config, model_output_dir=str(tmp_path), distill={"inputs": "data"}, train_batch_size=1, **DISTILL)
@@ -42,6 +43,7 @@ def test_forwards_of_teacher_and_student() -> None:
     assert of(train_iteration_func_name="dpo", dataset={"base_dir": ".", "type": "PreferenceGroups"}) == 1
 
 
+@pytest.mark.slow  # two plans
 def test_a_second_transformer_is_counted_where_it_lies(store_config: dict) -> None:
     """Of all weights the teacher is a frozen copy; of a LoRA `validation_model` lies in CPU memory, of one process."""
     full = make_plan(Config.model_validate(merged(store_config, use_lora=False, **DISTILL)), "H100-80GB")
