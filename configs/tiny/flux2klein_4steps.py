@@ -23,7 +23,7 @@ learning_rate = 3e-4
 adam_beta2 = 0.99
 adam_weight_decay = 0.0
 lr_warmup_steps = 5
-max_train_steps = 120
+max_train_steps = 100
 
 validation_prompts = [draw_figure(1, index, 128, style="small").caption for index in range(8)]
 validation_steps = 1000
