@@ -114,14 +114,17 @@ class Components(ABC):
 
     def pipeline_index(self) -> dict[str, Any]:
         """model_index.json, whose marks the released pipeline obeys and no weight shows; {} where there is none."""
-        if "model_index" not in self._read:
-            source = self.source
-            hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
-            try:
-                self._read["model_index"] = dict(self.pipeline_class.load_config(source.name, **hub))
-            except OSError:
-                return {}  # what lacks it cannot be loaded either, and says so
-        return self._read["model_index"]
+        source = self.source
+        hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+        if hub and "model_index" in self._read:
+            return self._read["model_index"]
+        try:
+            found = dict(self.pipeline_class.load_config(source.name, **hub))
+        except OSError:
+            return {}  # what lacks it cannot be loaded either, and says so
+        if hub:  # asked for again at each validation, without the network
+            self._read["model_index"] = found
+        return found
 
     @property
     def is_distilled(self) -> bool:
