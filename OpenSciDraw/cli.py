@@ -85,6 +85,7 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = _command(commands, "sample", _sample, "draw figures with a trained run")
     sample.add_argument("run", metavar="RUN", help="run folder or one of its checkpoints")
+    sample.add_argument("--base", metavar="MODEL", help="draw the run's adapter on another base of its family: hub id or folder")
     sample.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="what to draw; several texts too")
     sample.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from (default: the config's)")
     sample.add_argument("--image", nargs="+", default=[], metavar="FILE", help="picture to edit (several: all are looked at); the "
@@ -106,6 +107,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 
     export = _command(commands, "export", _export, "write trained weights for other programs")
     export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint or adapter file")
+    export.add_argument("--base", metavar="MODEL", help="the base that the adapter is for, of the same shapes (default: the run's)")
     export.add_argument("--format", choices=("diffusers", "comfyui", "both"), default="both", help="default: both")
     export.add_argument("--out", metavar="DIR", help="folder for the files (default: export/ in the run)")
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as trained")
@@ -128,6 +130,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate = _command(commands, "evaluate", _evaluate, meaning)
     what = "run folder or checkpoint, config file (the model before training), or folder of pictures <id>.png"
     evaluate.add_argument("what", metavar="WHAT", help=what)
+    evaluate.add_argument("--base", metavar="MODEL", help="another base of the same shapes, on which a run's adapter is drawn")
     evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
     evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
     _add_measuring(evaluate)

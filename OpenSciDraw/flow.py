@@ -42,6 +42,29 @@ def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigma
     return noisy
 
 
+def pipeline_level(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the transformer gets for `sigma`: the released pipelines keep the timestep 1000 sigma in `dtype`, which rounds it."""
+    return (1000 * sigma).to(dtype) / 1000
+
+
+def between(levels: Tensor, finer: Tensor, parts: int) -> Tensor:
+    """Noise levels from each of `levels` (N + 1,) to the next one, in `parts` steps: (N, parts + 1), ends included.
+
+    `finer` (M + 1,) is a schedule of more steps, which says how levels lie: between two ends they are evenly spaced by their
+    place in it, as the sampler's own steps are. Both descend to 0.
+    """
+    fine, count = finer.double(), len(finer) - 1
+    ends = levels.double().clamp(fine[-1], fine[0])
+    after = torch.searchsorted(-fine, -ends).clamp(1, count)
+    place = after - (ends - fine[after]) / (fine[after - 1] - fine[after])  # of each end in `finer`, with fractions
+    share = torch.linspace(0, 1, parts + 1, dtype=torch.float64)
+    places = place[:-1, None] * (1 - share) + place[1:, None] * share
+    low = places.floor().long().clamp(max=count - 1)
+    found = torch.lerp(fine[low], fine[low + 1], places - low).to(levels.dtype)
+    found[:, 0], found[:, -1] = levels[:-1], levels[1:]
+    return found
+
+
 # -- which noise levels are trained ------------------------------------------------------------
 def sigma_of_quantile(quantile: Tensor, scheme: str, logit_mean: float, logit_std: float, mode_scale: float) -> Tensor:
     """The noise level at a quantile in (0, 1) of a weighting scheme's density.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
+from OpenSciDraw.config.drawing import distillation_problems, validation_model_problems
 from OpenSciDraw.registry import DATASETS, METRICS, MODELS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.utils.files import carries_credentials
 
@@ -31,7 +32,10 @@ class CrossFieldError(ValueError):
 
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
-    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _validation)
+    checks = (
+        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _validation,
+        distillation_problems, validation_model_problems,
+    )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise CrossFieldError(problems)
@@ -226,7 +230,7 @@ def _preferences(config: Config) -> list[Problem]:
         message = f"{objective!r} compares winners with losers, and {data.type!r} has none. "
         message += f"Set dataset = dict(type={GROUP_DATASET!r}, ...), or choose another objective."
         found.append((("train_iteration_func_name", "dataset.type"), message))
-    if config.trains_preferences and config.pretrained_lora_ckpt_path and not config.fuse_pretrained_lora:
+    if config.needs_reference and config.pretrained_lora_ckpt_path and not config.fuse_pretrained_lora:
         message = f"{objective!r} compares with the model without the adapter that trains, so that one must start from nothing. "
         message += "Set fuse_pretrained_lora = True: the old adapter becomes part of the base, and a new one trains."
         found.append((("pretrained_lora_ckpt_path", "train_iteration_func_name", "fuse_pretrained_lora"), message))

@@ -6,7 +6,6 @@ imported here, so that a wrong config fails before torch loads. `scienceflow con
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,8 +23,11 @@ from OpenSciDraw.config.checks import (
     PREFERENCE_OBJECTIVES,
     require_agreement,
 )
+from OpenSciDraw.config.drawing import DISTILLATION
+from OpenSciDraw.config.following import objective_of, with_base_path
 from OpenSciDraw.config.sections import (
     DatasetConfig,
+    DistillConfig,
     EncodeConfig,
     EvaluateConfig,
     PreferenceConfig,
@@ -34,12 +36,10 @@ from OpenSciDraw.config.sections import (
     TransformerConfig,
     canonical_optimizer,
     checkpoint_name,
-    is_path,
     key,
     picture_side,
     tuple_as_list,
 )
-from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
 
 SECRET_KEYS = frozenset({"huggingface_token", "hub_token"})
 
@@ -218,8 +218,9 @@ class Config(Section):
         "Prompt embeddings in the store, or encoded while training (FigureDataset: always online).",
     )
     caption_dropout: float = key(
-        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo' and 'mdpo'.", "probability", ge=0, le=1
-    )
+        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo', 'mdpo' and 'trajectory_distillation'.",
+        "probability", ge=0, le=1,
+    )  # fmt: skip
     held_out_examples: int = key(64, "Data", "Rows kept from training for the held-out loss.", "rows", ge=0)
     max_bad_rows_fraction: float = key(
         0.01, "Data", "Training stops when more rows cannot be read.", "share of rows", ge=0, le=1
@@ -234,6 +235,9 @@ class Config(Section):
     edit_loss_ratio: float = key(0.5, "Edit", "Mode 'balanced': the share of all edited tokens together.", "share", ge=0, le=1)
     preference: PreferenceConfig = key(
         PreferenceConfig, "Preference", "dict(mode=..., beta=...): training on preferences (objectives 'dpo' and 'mdpo')."
+    )
+    distill: DistillConfig = key(
+        DistillConfig, "Distill", "dict(steps=..., guidance=...): learning to draw in few steps (trajectory_distillation)."
     )
     encode: EncodeConfig = key(
         EncodeConfig, "Encode", "dict(figures=..., resolution=...): how figures become encoded rows."
@@ -267,6 +271,15 @@ class Config(Section):
     )
     negative_prompt: str | None = key(None, "Validation", "Prompt to steer away from; None = the empty prompt.")
     num_inference_steps: int = key(28, "Validation", "Steps of a sampled picture.", "sampling steps", ge=1)
+    validation_model: str | None = key(
+        None, "Validation", "Another base of the same shapes (the distilled one) on which the adapter is drawn too: hub id, folder."
+    )
+    validation_model_steps: int | None = key(
+        None, "Validation", "Steps on validation_model; None = 4 on a distilled model, else as on the base.", "sampling steps", ge=1
+    )
+    validation_model_guidance: float | None = key(
+        None, "Validation", "Guidance on validation_model; None = 1 on a distilled model, else as on the base.", "factor", ge=0
+    )
     validate_unquantized: bool = key(
         False, "Validation", "Draw validation pictures with the base as it was before quantising."
     )
@@ -305,6 +318,16 @@ class Config(Section):
         """Whether the objective compares the policy with the one that training began with, on winners and losers."""
         return self.train_iteration_func_name in PREFERENCE_OBJECTIVES
 
+    @property
+    def distills(self) -> bool:
+        """Whether the objective teaches the model that training began with to draw in few steps."""
+        return self.train_iteration_func_name == DISTILLATION
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective runs the model that training began with beside the one that trains."""
+        return self.trains_preferences or self.distills
+
     def dataset_arguments(self) -> dict[str, Any]:
         """What the class of `dataset.type` is called with."""
         data = self.dataset
@@ -328,8 +351,9 @@ class Config(Section):
         """Values that follow from others, where they are not set themselves; applied twice, it changes nothing."""
         if not isinstance(given, dict):
             return given
-        values = _with_base_path(
-            {k: v.model_dump(exclude_unset=True) if isinstance(v, Section) else v for k, v in given.items()}
+        values = with_base_path(
+            {k: v.model_dump(exclude_unset=True) if isinstance(v, Section) else v for k, v in given.items()},
+            cls.model_fields["model_output_dir"].default,
         )
         data, sampler = values.get("dataset"), values.get("data_sampler")
         online = isinstance(data, dict) and data.get("type") == FIGURE_DATASET
@@ -347,42 +371,10 @@ class Config(Section):
             values["max_train_steps"] = None
         if values.get("train_iteration_func_name") is None:
             family = values.get("model_type", cls.model_fields["model_type"].default)
-            values["train_iteration_func_name"] = _objective_of(str(family), bool(values.get("use_parquet_dataset")))
+            values["train_iteration_func_name"] = objective_of(str(family), bool(values.get("use_parquet_dataset")))
         return values
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
         require_agreement(self)
         return self
-
-
-def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
-    """A copy whose relative paths start from base_filesys_path."""
-    base = given.get("base_filesys_path", ".")
-    root = Path(base).expanduser().absolute() if isinstance(base, str) and base not in ("", ".") else None
-
-    def moved(section: Any, names: tuple[str, ...]) -> Any:
-        if not isinstance(section, dict):
-            return section
-        return {k: str(root / v) if root and k in names and is_path(v) else v for k, v in section.items()}
-
-    if root:
-        given = {"model_output_dir": Config.model_fields["model_output_dir"].default, **given}
-    values: dict[str, Any] = moved(given, ("model_output_dir", "image_output_dir"))
-    if root and isinstance(pictures := values.get("validation_images"), list):
-
-        def picture(value: Any) -> Any:
-            return [picture(part) for part in value] if isinstance(value, list) else str(root / value) if is_path(value) else value
-
-        values["validation_images"] = picture(pictures)
-    for name in ("dataset", "encode", "evaluate"):
-        if name in values:
-            values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
-    return values
-
-
-def _objective_of(family: str, parquet: bool) -> str:
-    """The registered objective of a family: its own name, else 'flow_matching'."""
-    wanted = f"{family}_train_iteration_func{'_parquet' if parquet else ''}".replace("_", "").lower()
-    names = TRAIN_ITERATION_FUNCS.names()
-    return next((name for name in names if name.replace("_", "").lower() == wanted), "flow_matching")

@@ -217,6 +217,22 @@ class PreferenceConfig(Section):
     )
 
 
+class DistillConfig(Section):
+    """What the objective `trajectory_distillation` does. Its teacher is the model that the run starts from."""
+
+    steps: int = key(4, "Distill", "Steps in which the student learns to draw.", "sampling steps", ge=1)
+    teacher_steps: int | None = key(
+        None, "Distill", "Steps of the teacher, rounded to a multiple of steps; None = num_inference_steps.", "sampling steps", ge=1
+    )
+    guidance: float | None = key(
+        None, "Distill", "Guidance of the teacher, which the student draws with by itself; None = as in validation.", "factor", ge=0
+    )
+    inputs: Literal["data", "student"] = key(
+        "student", "Distill",
+        "Where a step of the student begins while it learns: at a noisy figure, or where its own steps from noise have come to.",
+    )  # fmt: skip
+
+
 def is_path(value: object) -> bool:
     named = value in PACKAGED_FEATURES or (isinstance(value, str) and value.startswith(("drawn:", "~")))
     return isinstance(value, str) and not named and not is_remote(value)

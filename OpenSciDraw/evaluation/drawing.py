@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from OpenSciDraw.config import Config, EvaluateConfig
+from OpenSciDraw.config import Config, Drawing, EvaluateConfig
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
-from OpenSciDraw.inference.pictures import encode_prompt, guidance_of
+from OpenSciDraw.inference.pictures import encode_prompt
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.fingerprints import fingerprint
 from OpenSciDraw.utils.files import unfinished, unfinished_mark
@@ -38,9 +38,10 @@ class Sampler:
     seed: int
 
     @classmethod
-    def of(cls, settings: EvaluateConfig, config: Config) -> Sampler:
-        guidance = guidance_of(config) if settings.guidance is None else settings.guidance
-        return cls(settings.steps or config.num_inference_steps, guidance, settings.seed)
+    def of(cls, settings: EvaluateConfig, drawing: Drawing) -> Sampler:
+        """`evaluate.steps` and `evaluate.guidance`, else as the weights draw by themselves."""
+        guidance = drawing.guidance if settings.guidance is None else settings.guidance
+        return cls(settings.steps or drawing.steps, guidance, settings.seed)
 
     def noise_seed(self, identity: str) -> int:
         """The same for an example whatever is drawn with it, before it or on another rank."""
@@ -159,7 +160,9 @@ class Artist:
         if trained is not None and not trained.is_lora:
             self.config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
         self.negative = config.negative_prompt or ""
-        self.model: FigureModel = build_model(self.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model: FigureModel = build_model(
+            self.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), draws_only=True
+        )
         self.pipe: Any = None
         self.text: TextRows | None = None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from OpenSciDraw.config import Config, EvaluateConfig
+from OpenSciDraw.config import Config, EvaluateConfig, drawing_as_asked
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import Metric, PictureMetric, SetMetric
 from OpenSciDraw.evaluation.examples import Example, find_picture, picture_name
@@ -76,8 +76,13 @@ class Evaluator:
             UserError: the folder's pictures are of other settings or prompts.
         """
         from OpenSciDraw.evaluation.drawing import Artist, Sampler
+        from OpenSciDraw.inference.pictures import drawing_of_trained
 
-        artist, sampler = Artist(config, trained, self.folder), Sampler.of(self.settings, config)
+        artist, asked = Artist(config, trained, self.folder), self.settings
+        drawing = drawing_as_asked(config)  # of a model before training
+        if trained is not None:
+            drawing = drawing_of_trained(artist.model, config, asked.steps, asked.guidance)
+        sampler = Sampler.of(asked, drawing)
         self.identity = artist.identity(sampler)
         drawn = self._drawn_before()
         self._check_settings(bool(drawn) or bool(self.results.of("held_out")))

@@ -42,6 +42,7 @@ class Target:
     path: Path
     config: Config | None
     ema: bool = False
+    base: str | None = None  # another base for the run's adapter
 
 
 # -- what was asked for --------------------------------------------------------------------------
@@ -136,6 +137,10 @@ def default_folder(target: Target, trained: Trained | None, settings: EvaluateCo
         return target.path / "evaluations" / f"{target.path.name}_{slug}"
     if trained is None:
         return Path(target.config.model_output_dir).absolute() / "evaluations" / f"base_{slug}"
+    if target.base is not None:
+        from OpenSciDraw.inference.other_base import base_name
+
+        slug = f"on-{base_name(target.base)}_{slug}"
     return trained.run / "evaluations" / f"{_label(trained)}_{slug}"
 
 
@@ -179,7 +184,12 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
         from OpenSciDraw.inference.export import find_trained
 
         assert config is not None
-        trained = replace(find_trained(str(target.path), target.ema), config=config)
+        trained = find_trained(str(target.path), target.ema)
+        if target.base is not None:
+            from OpenSciDraw.inference.other_base import config_of_adapter
+
+            config = config_of_adapter(trained.path, config, target.base)
+        trained = replace(trained, config=config)
     folder = (out or default_folder(target, trained, settings)).absolute()
     full = naming_full_disk(folder, "What was drawn and measured is kept: free space and run it again.")
     with sole_user(folder, "evaluate"), full:
@@ -214,7 +224,9 @@ def compare(given: str, settings: EvaluateConfig, evaluator: Evaluator, measured
 
 def main(arguments: Namespace) -> int:
     """Evaluate, compare, and print the table and where the rest lies."""
-    target = find_target(arguments.what, arguments.cfg_options, arguments.ema)
+    target = replace(find_target(arguments.what, arguments.cfg_options, arguments.ema), base=arguments.base)
+    if target.base is not None and target.kind != "run":
+        raise UserError(f"--base is for a run's adapter, and {target.given} is no run.")
     settings = settings_of(target.config, options_of(arguments), arguments.cfg_options)
     if arguments.compare is not None and not (Path(arguments.compare).expanduser() / SUMMARY).is_file():
         find_target(arguments.compare, (), False)  # refused here, before anything is drawn

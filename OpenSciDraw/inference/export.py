@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from OpenSciDraw.config import Config
+from OpenSciDraw.config import Config, Drawing, drawing_of_run
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.inference.other_base import base_name, config_of_adapter
+from OpenSciDraw.inference.pictures import drawing_of_trained
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.utils.files import naming_full_disk, real, unfinished
 from OpenSciDraw.utils.sole_user import sole_user
@@ -99,8 +101,19 @@ def read_adapter(trained: Trained) -> Adapter:
     return Adapter(trained.path, trained.run, trained.config, layers, peft)
 
 
-def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
-    """Metadata after the ModelSpec standard 1.0.1 (Stability AI), with kohya's rank and alpha keys."""
+def few_steps(config: Config, base: str | None) -> Drawing | None:
+    """How to draw with weights that learned few steps, or on a distilled `base`; None where a picture has steps as one likes."""
+    if base is not None and (model := build_model(config, draws_only=True)).is_distilled:
+        return drawing_of_trained(model, config)
+    return drawing_of_run(config) if config.distills else None
+
+
+def _usage(drawing: Drawing) -> str:
+    return f"num_inference_steps = {drawing.steps}, guidance_scale = {drawing.guidance:.1f}"
+
+
+def modelspec(adapter: Adapter, format_name: str, drawing: Drawing | None = None) -> dict[str, str]:
+    """Metadata after the ModelSpec standard 1.0.1 (Stability AI), with kohya's rank and alpha keys; `drawing` of few steps."""
     config, peft = adapter.config, adapter.peft
     base = config.pretrained_model_name_or_path.split("/")[-1].removeprefix("embedded:")
     newest = [path.name for path in list_checkpoints(adapter.run)[-1:]]  # the run's own adapter is its last step's
@@ -114,6 +127,7 @@ def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{config.encode.resolution}x{config.encode.resolution}",
         "modelspec.prediction_type": "flow",
+        **({} if drawing is None else {"modelspec.usage_hint": _usage(drawing)}),
         "ss_base_model_version": base,
         "ss_network_module": "peft.lora",
         "ss_network_dim": str(peft["r"]),
@@ -122,8 +136,12 @@ def modelspec(adapter: Adapter, format_name: str) -> dict[str, str]:
     }
 
 
-def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str | None, ema: bool = False) -> list[Path]:
+def export(
+    target: str, out: Path | None, formats: tuple[str, ...], dtype: str | None, ema: bool = False, base: str | None = None
+) -> list[Path]:  # fmt: skip
     """Write the weights of `target` in each format; returns the files or folders.
+
+    `base`: the model that an adapter is for, where that is not the one that it was trained on; the files' metadata name it.
 
     A LoRA (fp32 where `dtype` is None): `diffusers` is `<out>/pytorch_lora_weights.safetensors`, for
     `pipe.load_lora_weights(out)`, alpha in the metadata, where diffusers looks for it; `comfyui` is
@@ -131,16 +149,22 @@ def export(target: str, out: Path | None, formats: tuple[str, ...], dtype: str |
     All weights (as stored where `dtype` is None): `diffusers` is `<out>/transformer/`, for `from_pretrained`.
     """
     trained = find_trained(target, ema)
-    out = out or trained.output_folder("export")
+    folder = trained.output_folder("export")
+    if base is not None:
+        trained = replace(trained, config=config_of_adapter(trained.path, trained.config, base))
+        folder = folder / f"on_{base_name(base)}"
+    out = out or folder
     if real(out / trained.path.name) == real(trained.path):
         raise UserError(f"--out {out} is where the weights themselves lie. Choose another folder.")
     with sole_user(out, "export"), naming_full_disk(out, "Free space and run it again."):
-        return _export(trained, out, formats, dtype)
+        return _export(trained, out, formats, dtype, few_steps(trained.config, base))
 
 
-def _export(trained: Trained, out: Path, formats: tuple[str, ...], dtype: str | None) -> list[Path]:
+def _export(trained: Trained, out: Path, formats: tuple[str, ...], dtype: str | None, drawing: Drawing | None) -> list[Path]:
+    if drawing is not None:
+        _LOG.info("to draw with what is exported: %s", _usage(drawing))
     if trained.is_lora:
-        return _export_lora(read_adapter(trained), out, formats, _DTYPES[dtype or "fp32"])
+        return _export_lora(read_adapter(trained), out, formats, _DTYPES[dtype or "fp32"], drawing)
     if "diffusers" not in formats:
         raise UserError(f"{trained.path} holds all weights, and comfyui is for a LoRA only. Use --format diffusers.")
     reader = TensorReader(trained.path, FULL_STEM)
@@ -152,11 +176,13 @@ def _export(trained: Trained, out: Path, formats: tuple[str, ...], dtype: str | 
     return [out / FULL_FOLDER]
 
 
-def _export_lora(adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: torch.dtype) -> list[Path]:
+def _export_lora(
+    adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: torch.dtype, drawing: Drawing | None
+) -> list[Path]:  # fmt: skip
     layers = {name: tensor.to(dtype) for name, tensor in adapter.layers.items()}
     written = []
     if "diffusers" in formats:
-        metadata = modelspec(adapter, "diffusers")
+        metadata = modelspec(adapter, "diffusers", drawing)
         metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in adapter.peft.items()}, sort_keys=True)
         metadata["format"] = "pt"
         written.append(out / LORA_FILE)
@@ -168,14 +194,14 @@ def _export_lora(adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: t
         name = re.sub(r"[^\w.-]+", "_", adapter.config.run_name or Path(adapter.config.model_output_dir).name)
         written.append(out / f"{name}_comfyui.safetensors")
         with unfinished(written[-1]) as part:
-            save_file(original, part, modelspec(adapter, "comfyui"))
+            save_file(original, part, modelspec(adapter, "comfyui", drawing))
     return written
 
 
 def main(arguments: Namespace) -> int:
     formats = ("diffusers", "comfyui") if arguments.format == "both" else (arguments.format,)
     out = Path(arguments.out) if arguments.out else None
-    for path in export(arguments.target, out, formats, arguments.dtype, arguments.ema):
+    for path in export(arguments.target, out, formats, arguments.dtype, arguments.ema, arguments.base):
         size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
         print(f"{path}  ({size / 1e6:.2f} MB)")
     return 0

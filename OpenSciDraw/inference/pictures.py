@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +10,31 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from OpenSciDraw.config import Config, EncodeConfig
+from OpenSciDraw.config import Config, Drawing, EncodeConfig, drawing_of_run
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import fitted
 from OpenSciDraw.figures.fitting import pixels_of, to_model_range
 from OpenSciDraw.figures.listing import RejectedFigure, load_figure
 from OpenSciDraw.models.base import FigureModel
 
+_LOG = logging.getLogger("OpenSciDraw")
 
-def guidance_of(config: Config) -> float:
-    """`true_cfg_scale`, else `guidance_scale`, else `validation_guidance_scale`: here all mean true guidance."""
-    given = (config.true_cfg_scale, config.guidance_scale, config.validation_guidance_scale)
-    return next(value for value in given if value is not None)
+
+def drawing_of_trained(model: FigureModel, config: Config, steps: int | None = None, guidance: float | None = None) -> Drawing:
+    """How a run's weights draw on `model`: as asked for; else what learned few steps, and a base that was distilled, in those.
+
+    A line says what the few steps come from. A distilled base's pipeline knows no guidance; a line says so where it is asked for.
+    """
+    usual, why = drawing_of_run(config), "the run was distilled" if config.distills else ""
+    if model.is_distilled:
+        usual, why = Drawing(model.distilled_steps, 1.0), f"{model.requested_source.name} is distilled"
+        if guidance is not None and guidance > 1:
+            _LOG.warning("%s: its pipeline draws without guidance, so guidance %g has no effect", why, guidance)
+            guidance = 1.0
+    drawing = Drawing(steps or usual.steps, usual.guidance if guidance is None else guidance)
+    if why and drawing == usual:
+        _LOG.info("%s: drawing in %d steps without guidance", why, usual.steps)
+    return drawing
 
 
 def resolutions(config: Config) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
-from OpenSciDraw.inference.pictures import encode_prompt, grid, guidance_of, pictures_to_edit, resolutions
+from OpenSciDraw.inference.other_base import base_name, config_of_adapter
+from OpenSciDraw.inference.pictures import drawing_of_trained, encode_prompt, grid, pictures_to_edit, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
@@ -36,7 +38,7 @@ def sample_normalized(
     sigmas = model.inference_sigmas(noise.shape[-2] * noise.shape[-1], steps).to(noise.device)
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        level = (1000 * sigma).to(noisy.dtype) / 1000  # the pipelines round the timestep, not sigma
+        level = flow.pipeline_level(sigma, noisy.dtype)
         with model.at_guidance(guidance):
             wanted = model.velocity(noisy, level, text)
         if guidance <= 1 or model.embeds_guidance:
@@ -55,7 +57,7 @@ def load_for_inference(
     config = trained.config
     if not trained.is_lora:
         config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
-    model = build_model(config, device)
+    model = build_model(config, device, draws_only=True)
     images = pictures_to_edit(image_files, model, config.encode, "--image")
     model.load_text_encoder()
     rows = [encode_prompt(model, prompt, images) for prompt in [*prompts, negative]]
@@ -73,9 +75,13 @@ def main(arguments: Namespace) -> int:
         UserError: sizes that the model cannot draw.
     """
     trained = find_trained(arguments.run, arguments.ema)
+    folder = trained.output_folder("samples")
+    if arguments.base is not None:
+        trained = replace(trained, config=config_of_adapter(trained.path, trained.config, arguments.base))
+        folder = folder / f"on_{base_name(arguments.base)}"
     config = trained.config
     negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
-    out = make_folder(Path(arguments.out) if arguments.out else trained.output_folder("samples"))
+    out = make_folder(Path(arguments.out) if arguments.out else folder)
     model, rows, images = load_for_inference(trained, arguments.prompt, negative, arguments.image)
     pipe = model.pipeline(model.transformer)
     if trained.is_lora:
@@ -86,14 +92,14 @@ def main(arguments: Namespace) -> int:
     multiple = model.pixel_multiple
     if width % multiple or height % multiple:
         raise UserError(f"--width {width} --height {height}: both must be multiples of {multiple} px for this model.")
-    guidance = guidance_of(config) if arguments.guidance is None else arguments.guidance
+    drawing = drawing_of_trained(model, config, arguments.steps, arguments.guidance)
     jobs = [(at, number) for at in range(len(arguments.prompt)) for number in range(arguments.num)]
     pictures = []
     with Background() as writer:  # a PNG of a megapixel takes a tenth of a second or more
         for at, number in tqdm(jobs, desc="pictures", unit="picture"):
             picture = model.sample(
-                pipe, [rows[at]], rows[-1], width=width, height=height, steps=arguments.steps or config.num_inference_steps,
-                guidance=guidance, seeds=[arguments.seed + number], **({"images": images} if images else {}),
+                pipe, [rows[at]], rows[-1], width=width, height=height, steps=drawing.steps, guidance=drawing.guidance,
+                seeds=[arguments.seed + number], **({"images": images} if images else {}),
             )[0]  # fmt: skip
             writer.submit(_save, picture, out / f"{at:02d}_seed{arguments.seed + number}.png")
             pictures.append(picture)

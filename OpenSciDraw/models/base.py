@@ -230,8 +230,8 @@ class FigureModel(Components):
         return Contract(family=self.family, origin=origin, latents=parts["latents"], text=parts["text"])
 
 
-def build_model(config: Config, device: torch.device | None = None) -> FigureModel:
-    """The FigureModel that `config.model_type` names; nothing is loaded yet."""
+def build_model(config: Config, device: torch.device | None = None, draws_only: bool = False) -> FigureModel:
+    """The FigureModel that `config.model_type` names; nothing is loaded yet. `draws_only`: it may be a distilled one."""
     import os
 
     source = ModelSource(
@@ -257,6 +257,7 @@ def build_model(config: Config, device: torch.device | None = None) -> FigureMod
     model.vae_precision = config.encode.vae_precision
     if config.embedded_guidance is not None:
         model.embedded_guidance = config.embedded_guidance
+    model.draws_only = draws_only
     if device is not None:
         model.device = device
     return model

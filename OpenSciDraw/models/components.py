@@ -38,6 +38,7 @@ class Components(ABC):
     tokenizer_part: ClassVar[str] = "tokenizer"  # the component that turns prompts into tokens
     pipeline_class: ClassVar[Any]
     base_models = "its base model"  # that a distilled one of this family was made of
+    distilled_steps: ClassVar[int] = 4  # that a distilled one of this family draws in
 
     def __init__(self, source: ModelSource, max_sequence_length: int, weight_dtype: torch.dtype):
         self.requested_source = source
@@ -46,6 +47,7 @@ class Components(ABC):
         self.weight_dtype = weight_dtype
         self.text_storage = CODECS["bf16"]  # of embeddings in a store, see store/codec.py
         self.device = torch.device("cpu")
+        self.draws_only = False  # a distilled model is refused where it would train
         self.truncated_prompts = 0
         self.vae_precision = vae_precision.EXACT  # of `encode_images`
         self._vae: nn.Module | None = None
@@ -111,23 +113,38 @@ class Components(ABC):
 
         return getattr(diffusers, self.transformer_class)
 
-    def check_pipeline(self) -> None:
-        """Reads model_index.json, whose marks the released pipeline obeys and no weight shows.
-
-        Raises:
-            UserError: a model distilled to few steps without guidance; says what to train on.
-        """
+    def pipeline_index(self) -> dict[str, Any]:
+        """model_index.json, whose marks the released pipeline obeys and no weight shows; {} where there is none."""
         source = self.source
         hub = {} if source.is_local else {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
+        if hub and "model_index" in self._read:
+            return self._read["model_index"]
         try:
-            index = self.pipeline_class.load_config(source.name, **hub)
+            found = dict(self.pipeline_class.load_config(source.name, **hub))
         except OSError:
-            return  # what lacks it cannot be loaded either, and says so
-        mark = next((name for name in ("is_distilled", "sample_sigmas") if index.get(name)), None)
-        if mark is not None:
+            return {}  # what lacks it cannot be loaded either, and says so
+        if hub:  # asked for again at each validation, without the network
+            self._read["model_index"] = found
+        return found
+
+    @property
+    def distilled_mark(self) -> str | None:
+        """What in model_index.json says that the released pipeline draws in few steps and without guidance; None for a base."""
+        index = self.pipeline_index()
+        return next((name for name in ("is_distilled", "sample_sigmas") if index.get(name)), None)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the released pipeline draws with it in few steps (`distilled_steps`) and without guidance."""
+        return self.distilled_mark is not None
+
+    def check_pipeline(self) -> None:
+        """Raises UserError for a model distilled to few steps without guidance, where it would train; says what to train on."""
+        if self.is_distilled and not self.draws_only:
             raise UserError(
-                f"{source.name} is distilled ({mark} in its model_index.json): it draws in few steps without guidance, and "
-                f"training on figures would undo that. Train on {self.base_models}."
+                f"{self.source.name} is distilled ({self.distilled_mark} in its model_index.json): it draws in few steps without "
+                f"guidance, and training on figures would undo that. Train on {self.base_models}. The adapter can be drawn on this "
+                "one too: see validation_model and `scienceflow sample --base`."
             )
 
     def check_transformer(self, config: dict[str, Any]) -> None:

@@ -79,6 +79,9 @@ class Flux2Dev(Flux2Klein):
         return torch.full((batch,), self.embedded_guidance, device=device)  # the transformer multiplies by 1000 itself
 
     # -- inference ----------------------------------------------------------------------------
+    def _marks(self) -> dict[str, Any]:
+        return {}
+
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
         guidance: float, seeds: Sequence[int], images: Sequence[Any] = (),

@@ -168,8 +168,13 @@ class Flux2Klein(FigureModel):
         scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps))
         return scheduler.sigmas
 
+    def _marks(self) -> dict[str, Any]:
+        """Of model_index.json, which the pipeline obeys."""
+        return {"is_distilled": self.is_distilled}
+
     def pipeline(self, transformer: nn.Module) -> Any:
-        pipe = self.pipeline_class(self._scheduler(), self.pipeline_vae(), None, None, transformer)
+        parts: Any = (self._scheduler(), self.pipeline_vae(), None, None, transformer)
+        pipe = self.pipeline_class(*parts, **self._marks())
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -35,6 +35,7 @@ CONTEXT_BYTES, SPARE = 1.0e9, 0.05  # assumed: CUDA context and libraries; fragm
 GB = 1e9
 
 
+_BESIDE = {False: "frozen reference", True: "validation_model"}  # by use_lora: what a second transformer is for
 Costs = dict[tuple[Any, ...], "Step"]  # steps that were counted already
 
 
@@ -57,7 +58,7 @@ class Plan:
     effective_batch: int
     steps: list[Step]
     memory: dict[str, float] = field(default_factory=dict)
-    cpu_memory: float = 0.0  # of a process, for the frozen copy that preferences are compared with
+    cpu_memory: float = 0.0  # of a process, for a second transformer
     encoding_memory: float = 0.0  # of the phase that encodes prompts, before the transformer loads
     store_per_1000: dict[str, float] = field(default_factory=dict)
     checkpoint: float = 0.0
@@ -88,7 +89,7 @@ def make_plan(
     if gpu not in GPUS or engine not in ENGINES:
         known = f"GPUs: {', '.join(GPUS)}. Engines: {', '.join(ENGINES)}."
         raise UserError(f"--gpu {gpu} --engine {engine}: not known. {known}")
-    if config.trains_preferences and engine.startswith("zero"):
+    if config.needs_reference and engine.startswith("zero"):
         raise UserError(f"--engine {engine}: {config.train_iteration_func_name!r} does not run under DeepSpeed. Take ddp or fsdp2.")
     if config.mixed_precision == "bf16" and not GPUS[gpu].bf16:
         raise UserError(f"{gpu} has no bf16: mixed_precision = 'bf16' does not run there. Set mixed_precision = 'fp16'.")
@@ -103,7 +104,7 @@ def make_plan(
         )  # fmt: skip
         all_shapes = shapes(model, config)
         plan.memory = _memory(plan, config, transformer, model)
-        plan.memory["frozen reference"], plan.cpu_memory = _reference(plan, config, transformer)
+        plan.memory[_BESIDE[config.use_lora]], plan.cpu_memory = _frozen_beside(plan, config, transformer)
         plan.encoding_memory = 2 * plan.text_encoder + plan.memory["VAE"] + plan.memory["CUDA context and spare"]
         _disk(plan, config, model, all_shapes)
     plan.steps = _steps(plan, config, all_shapes, {} if costs is None else costs)
@@ -151,16 +152,20 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
     }
 
 
-def _reference(plan: Plan, config: Config, transformer: Any) -> tuple[float, float]:
-    """Bytes on one device, and in a process's CPU memory, of the frozen copy that preferences are compared with."""
-    if not config.trains_preferences or config.use_lora:
+def _frozen_beside(plan: Plan, config: Config, transformer: Any) -> tuple[float, float]:
+    """Bytes on one device, and in a process's CPU memory, of a second transformer.
+
+    Of all weights it is the frozen copy that preferences are compared with or that teaches, of a LoRA `validation_model`.
+    """
+    copies = config.needs_reference and not config.use_lora
+    if not copies and config.validation_model is None:
         return 0.0, 0.0
-    each = 2 if config.mixed_precision == "bf16" else 4  # under fp16's autocast weights are fp32
-    if plan.engine != "ddp":  # dealt over the devices; DeepSpeed is refused before this
+    each = 2 if config.mixed_precision == "bf16" or (config.use_lora and config.mixed_precision == "fp16") else 4  # autocast: fp32
+    if copies and plan.engine != "ddp":  # dealt over the devices; DeepSpeed is refused before this
         return plan.trainable * each / plan.gpus, 0.0
     blocks = [sum(p.numel() for p in block.parameters()) for block in repeated_blocks(transformer)]
-    there = sorted(blocks)[-RESIDENT_BLOCKS:]
-    return (plan.trainable - sum(blocks) + sum(there)) * each, sum(blocks) * each
+    there, rest = sorted(blocks)[-RESIDENT_BLOCKS:], sum(p.numel() for p in transformer.parameters()) - sum(blocks)
+    return (rest + sum(there)) * each, sum(blocks) * each
 
 
 def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) -> list[Step]:
@@ -253,6 +258,7 @@ def format_plan(plan: Plan) -> str:
     """The plan as text."""
     gpu, largest = GPUS[plan.gpu], plan.steps[-1].shape
     way = plan.engine if plan.gpus > 1 else "one process"
+    beside = "reference" if _BESIDE[False] in plan.memory else "2nd base"
     counts = f"{plan.trainable / 1e6:,.2f} M trained, {plan.frozen / 1e6:,.2f} M frozen"
     lines = [
         f"{plan.model}, shapes from {plan.shapes_from}",
@@ -267,7 +273,7 @@ def format_plan(plan: Plan) -> str:
         f"    {'total':<34}{sum(plan.memory.values()) / GB:>9.2f} GB of {gpu.memory_gb:.1f}: "
         + ("fits" if plan.fits else "DOES NOT FIT"),
         f"    {'before it, encoding prompts':<34}{plan.encoding_memory / GB:>9.2f} GB",
-        *([f"    {'CPU memory of a process, reference':<34}{plan.cpu_memory / GB:>9.2f} GB"] if plan.cpu_memory else []),
+        *([f"    {f'CPU memory of a process, {beside}':<34}{plan.cpu_memory / GB:>9.2f} GB"] if plan.cpu_memory else []),
         "",
         "  a micro-step       px          tokens        TFLOP   activations   blocks kept",
     ]

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.config.drawing import drawing_of_teacher
 from OpenSciDraw.datasets.batch import AXES
 from OpenSciDraw.encode.work import store_folder
 from OpenSciDraw.errors import UserError
@@ -193,6 +194,15 @@ def pictures_of_a_sample(config: Config) -> int:
     return 1 + len(AXES) if config.trains_preferences else 1
 
 
+def forwards_beside(config: Config) -> float:
+    """Forwards without gradients of a micro-step, beside the one that trains: the reference's, the teacher's, the student's own."""
+    if not config.distills:
+        return float(config.trains_preferences)
+    steps, teacher = config.distill.steps, drawing_of_teacher(config)
+    own = (steps - 1) / 2 if config.distill.inputs == "student" else 0.0  # of samples that begin at the steps alike
+    return own + teacher.steps // steps * (2 if teacher.guidance > 1 else 1)
+
+
 def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
     """A micro-step of the transformer with only the first `blocks` of each of its lists."""
     transformer = model.empty_transformer(trainable.loading_dtype(config))
@@ -211,16 +221,17 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
             with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
                 return model.velocity(noisy, torch.full((len(noisy),), 0.5), text, *([references] if references else []))
 
-        numbers = []
+        numbers, forwards = [], forwards_beside(config)
         for recompute in (False, True):
             if recompute:
                 ActivationBudget(transformer, None)
             with count_flops() as counter:
-                if config.trains_preferences:  # the reference: the same transformer, or one of the same shapes
-                    with torch.no_grad(), adapters_off(transformer):
-                        forward()
                 forward().float().pow(2).mean().backward()
-            numbers += [counter.get_total_flops(), measure_saved_bytes(forward, transformer)]
+            with count_flops() as beside, torch.no_grad(), adapters_off(transformer):  # as the reference runs, of the same shapes
+                if forwards:
+                    forward()
+            flops = counter.get_total_flops() + round(forwards * beside.get_total_flops())
+            numbers += [flops, measure_saved_bytes(forward, transformer)]
     return _Run(*numbers)
 
 

@@ -25,6 +25,7 @@ class RunData:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     pictures: dict[int, list[Path]] = field(default_factory=dict)
+    on_other: dict[Path, Path] = field(default_factory=dict)  # of a picture, the same prompt's on validation_model
     exports: list[tuple[str, int]] = field(default_factory=list)
     bad_rows: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -97,6 +98,8 @@ def read_run(folder: Path) -> RunData:
         ]
         if step and files:
             run.pictures[int(step[1])] = files
+            others = {f: path / "validation_model" / f.name for f in files}
+            run.on_other |= {f: other for f, other in others.items() if other.is_file() and f.stem.isdecimal()}
     export = folder / "export"
     found_files = [*folder.glob("*.safetensors"), *(export.rglob("*.safetensors") if export.is_dir() else [])]
     run.exports = [(str(f.relative_to(folder)), f.stat().st_size) for f in sorted(found_files)]

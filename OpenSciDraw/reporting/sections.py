@@ -72,14 +72,21 @@ def samples(run: RunData, pictures: Pictures) -> str:
     for step in dict.fromkeys(order):
         if pictures.left < 0 and len(shown) >= 2:
             break
-        cells = []
+        cells, pairs = [], []
         for file in run.pictures[step]:
             number = int(file.stem) if file.stem.isdecimal() else None
             prompt = prompts[number] if number is not None and number < len(prompts) else file.stem
             button = picture(pictures, file, f"Step {step}: {prompt}")
+            other = run.on_other.get(file)
+            if other is not None:
+                base, second = (str(run.config.get(key)) for key in ("pretrained_model_name_or_path", "validation_model"))
+                pair = picture(pictures, other, f"Step {step}, on {second}: {prompt}")
+                pairs.append((prompt, [(f"on {base}", button), (f"on {second}", pair)]))
+                continue
             said = f'<figcaption title="{escape(prompt, quote=True)}">{escape(prompt)}</figcaption>'
             cells.append(f"<figure>{button}{said}</figure>")
-        shown[step] = f'<div data-step="{step}"><h3>Step {step}</h3><div class="pictures">{"".join(cells)}</div></div>'
+        inner = f'<div class="pictures">{"".join(cells)}</div>' * bool(cells) + (side_by_side(pairs) if pairs else "")
+        shown[step] = f'<div data-step="{step}"><h3>Step {step}</h3>{inner}</div>'
     left_out = len(steps) - len(shown)
     note = f'<p class="lead">{left_out} steps in between are left out, to keep the page small.</p>' if left_out else ""
     return f'{note}<div data-series>{"".join(shown[step] for step in sorted(shown))}</div>'

@@ -33,6 +33,7 @@ from OpenSciDraw.training.memory.offload import BlockOffload
 from OpenSciDraw.training.optimizers import choice as optim
 from OpenSciDraw.training.reference import Reference
 from OpenSciDraw.training.stopping import ShieldedWorker, StopSignals
+from OpenSciDraw.training.validation_model import ValidationModel
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.validation_funcs.evaluate_examples import examples_in_training
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet
@@ -104,12 +105,13 @@ class Run:
             "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
             "offload_optimizer": config.offload_optimizer, "fp8_products": config.fp8_products,
         }  # fmt: skip
-        if self.zero and config.trains_preferences:
+        if self.zero and config.needs_reference:
             raise UserError(
                 f"train_iteration_func_name = {config.train_iteration_func_name!r} does not go with DeepSpeed (accelerate's file "
                 "asks for it), whose engine runs no reference beside the transformer that trains. Use an FSDP2 or DDP file."
             )
         if self.zero:  # it flattens parameters, which these cannot work on
+            refused |= {"validation_model": config.validation_model is not None}
             refused |= {"use_ema": config.use_ema, "optimizer": config.optimizer != "AdamW", "use_8bit_adam": config.use_8bit_adam,
                         "master_weights": config.master_weights != "fp32"}  # fmt: skip
         found = [name for name, is_set in refused.items() if is_set]
@@ -201,6 +203,11 @@ class Run:
         else:
             self.prompts = PromptSet([], [], empty)
         self.empty_text = empty.to(self.model.device)
+        self.validation_model: ValidationModel | None = None
+        if config.validation_model is not None:
+            self.validation_model = ValidationModel(config, self.model, self.accelerator)
+            if self.accelerator.is_main_process:
+                self.validation_model.encode_prompts(self.model, self.prompts)
 
     def _build_transformer(self) -> None:
         """Weights -> what trains -> spread over the devices -> optimizer, schedule, average."""
@@ -233,9 +240,11 @@ class Run:
             self.copies = compute_throughout(model, model.transformer, config)
             sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
-        self.reference = Reference(model, config, accelerator, self.sharding) if config.trains_preferences else None
+        self.reference = Reference(model, config, accelerator, self.sharding) if config.needs_reference else None
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
         trainable.load_pretrained_adapter(self.parameters, start)
+        if self.validation_model is not None and accelerator.is_main_process:
+            self.validation_model.load()
         # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free
         each = 4 + 2 + 4 * config.use_ema + optim.optimizer_bytes(config)
         still_to_come = int(each * sum(sharding.local(p).numel() for p in self.parameters.values()))

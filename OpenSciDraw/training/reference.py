@@ -1,4 +1,4 @@
-"""The reference policy: the transformer as it was when training began, with which preferences are compared.
+"""The reference policy: the transformer as it was when training began, with which preferences are compared, or which teaches.
 
 Of a LoRA it is the base: the same transformer with its adapters off. Of all weights it is a second, frozen transformer, read from
 where training started, also by a run that is resumed. Its blocks lie in CPU memory, in the type that the policy computes in, and
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from OpenSciDraw.config import Config
+from OpenSciDraw.config.drawing import drawing_of_teacher
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.parallel import sharding
@@ -47,19 +48,17 @@ class Reference:
                 BlockOffload(self._frozen, accelerator.device, RESIDENT_BLOCKS)
             model.reference_policy = self._frozen_copy
             what = "a frozen copy of the weights at the start, " + ("dealt over the devices" if request else "in CPU memory")
-        settings = config.preference
         if accelerator.is_main_process:
             _LOG.info(
-                "%s: beta %g, margin up to %s, reference: %s; captions are not dropped", config.train_iteration_func_name,
-                settings.beta, settings.max_margin, what,
-            )  # fmt: skip
+                "%s: %s, reference: %s; captions are not dropped", config.train_iteration_func_name, _settings(config), what
+            )
 
     def require_same(self, identity: str | None, folder: Path) -> None:
         """Raises UserError unless a checkpoint's reference (None: its run had none) is this one."""
         if identity is None:
             raise UserError(
-                f"{folder} was not trained on preferences, so it cannot go on with them. Start a new run from its weights: with "
-                "pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
+                f"{folder} was trained by an objective without a reference, so it cannot go on with one. Start a new run from its "
+                "weights: with pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
             )
         if identity != self.identity:
             raise UserError(
@@ -82,6 +81,15 @@ class Reference:
             yield
         finally:
             self.model.transformer = own
+
+
+def _settings(config: Config) -> str:
+    """What the objective does, in a line's part."""
+    if config.trains_preferences:
+        return f"beta {config.preference.beta:g}, margin up to {config.preference.max_margin}"
+    teacher, steps = drawing_of_teacher(config), config.distill.steps
+    guided = f"guidance {teacher.guidance:g}" if teacher.guidance > 1 else "no guidance"
+    return f"{steps} steps without guidance learn from {teacher.steps} steps with {guided}; what is drawn has {steps} steps"
 
 
 @contextmanager

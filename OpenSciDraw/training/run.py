@@ -25,6 +25,7 @@ from OpenSciDraw.training.memory.out_of_memory import out_of_memory
 from OpenSciDraw.training.run_log import RunLog, device_name, save_session
 from OpenSciDraw.training.state import SavedRun
 from OpenSciDraw.training.stopping import StopRequest
+from OpenSciDraw.training.validation_model import whole
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.versions import versions
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
@@ -226,6 +227,14 @@ class Training(SavedRun):
         due = self.step % self.config.validation_steps == 0 or self.step == self.total_steps
         return due and not (self.step and self.log.has_event("validated", self.step))
 
+    def _draw_on_validation_model(self) -> None:
+        """Every rank gives its part of the adapter; rank 0 draws."""
+        if self.validation_model is not None:
+            adapter = whole(self.parameters)
+            if self.accelerator.is_main_process:
+                self.validation_model.draw(adapter, self.step)
+            self.accelerator.wait_for_everyone()
+
     def validate(self) -> None:
         """Held-out loss and pictures, in the metrics and in validation_images/; a run on one device stops in it at once."""
         self.finite.settle()
@@ -238,6 +247,7 @@ class Training(SavedRun):
             with self.signals.interruptible(self.accelerator.num_processes == 1):  # inside: weights are put back in peace
                 values = held_out_loss(self.model, self.dataset, self.held_out, self.config, self.accelerator)
                 values |= self.validator(self.model, self.config, self.prompts, self.step, self.accelerator)
+                self._draw_on_validation_model()
         if values:
             self.log.metrics(self.step, values)
         self.log.event("validated", self.step)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from OpenSciDraw.config import Config
+from OpenSciDraw.config import Config, drawing_of_run
 from OpenSciDraw.config.checks import metrics_in_training
 from OpenSciDraw.evaluation.base import Metric, PictureMetric, SetMetric
 from OpenSciDraw.evaluation.drawing import Sampler, batches_of, draw, save_picture
@@ -93,7 +93,7 @@ def _draw(model: FigureModel, config: Config, prompts: PromptSet, folder: Path, 
     rows = {example.id: row for example, row in zip(prompts.examples, prompts.example_rows, strict=True)}
     negatives = {example.id: prompts.negative_of(at) for at, example in enumerate(prompts.examples, len(prompts.prompts))}
     batches = batches_of(prompts.examples, model.pixel_multiple, config.evaluate.batch_size)
-    sampler, alone = Sampler.of(config.evaluate, config), accelerator.num_processes == 1
+    sampler, alone = Sampler.of(config.evaluate, drawing_of_run(config)), accelerator.num_processes == 1
     with evaluating(model.transformer, accelerator) as transformer, Background(ahead=config.evaluate.batch_size) as writer:
         pipe: Any = model.pipeline(transformer)
         for at, counts in share_of(len(batches), accelerator):

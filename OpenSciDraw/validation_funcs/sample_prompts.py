@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from OpenSciDraw.config import Config
+from OpenSciDraw.config import Config, Drawing, drawing_of_run
 from OpenSciDraw.evaluation.examples import Example
-from OpenSciDraw.inference.pictures import grid, guidance_of, resolutions
+from OpenSciDraw.inference.pictures import grid, resolutions
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.parallel.ranks import evaluating, share_of
 from OpenSciDraw.registry import VALIDATION_FUNCS
@@ -64,22 +64,30 @@ def sample_prompts(
     """
     folder = image_folder(config, step)
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = resolutions(config)
-    with evaluating(model.transformer, accelerator) as transformer, Background() as writer:
-        pipe = model.pipeline(transformer)
-        for index, counts in share_of(len(prompts.prompts), accelerator):
-            images = prompts.images[index] if prompts.images else []
-            with accelerator.autocast():
-                image = model.sample(
-                    pipe, [prompts.rows[index]], prompts.negative_of(index), width=sizes[index][0], height=sizes[index][1],
-                    steps=config.num_inference_steps, guidance=guidance_of(config), seeds=[config.validation_seed + index],
-                    **({"images": images} if images else {}),
-                )[0]  # fmt: skip
-            if counts:
-                writer.submit(image.save, folder / f"{index:02d}.png")
+    draw_prompts(model, config, prompts, drawing_of_run(config), folder, accelerator, share_of(len(prompts.prompts), accelerator))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and prompts.prompts:
         pictures = [Image.open(folder / f"{index:02d}.png") for index in range(len(prompts.prompts))]
         grid(pictures).save(folder / "grid.png")
     return {}
 
+
+@torch.no_grad()
+def draw_prompts(
+    model: FigureModel, config: Config, prompts: PromptSet, drawing: Drawing, folder: Path, accelerator: Accelerator,
+    share: list[tuple[int, bool]],
+) -> None:  # fmt: skip
+    """Pictures of the prompts of `share` (index, whether it is kept) into `folder`, by the transformer as it is now."""
+    sizes = resolutions(config)
+    with evaluating(model.transformer, accelerator) as transformer, Background() as writer:
+        pipe = model.pipeline(transformer)
+        for index, counts in share:
+            images = prompts.images[index] if prompts.images else []
+            with accelerator.autocast():
+                image = model.sample(
+                    pipe, [prompts.rows[index]], prompts.negative_of(index), width=sizes[index][0], height=sizes[index][1],
+                    steps=drawing.steps, guidance=drawing.guidance, seeds=[config.validation_seed + index],
+                    **({"images": images} if images else {}),
+                )[0]  # fmt: skip
+            if counts:
+                writer.submit(image.save, folder / f"{index:02d}.png")

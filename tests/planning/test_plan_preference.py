@@ -65,7 +65,7 @@ def test_the_frozen_copy_is_counted_where_it_lies(group_config: dict, tmp_path: 
     assert plan.memory["frozen reference"] == here - sum(blocks[-2:]) + sum(sorted(blocks)[-2:])  # there are the last two
     assert dealt.memory["frozen reference"] == 2 * plan.trainable / 8 and dealt.cpu_memory == 0
     lora = make_plan(Config.model_validate(merged(group_config)), "H100-80GB")
-    assert lora.cpu_memory == 0 == lora.memory["frozen reference"]
+    assert lora.cpu_memory == 0 == lora.memory["validation_model"]
     plan.cpu_memory = 18.2e9
     assert "CPU memory of a process, reference" in format_plan(plan) and "18.20 GB" in format_plan(plan)
 
