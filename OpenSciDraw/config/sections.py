@@ -228,7 +228,7 @@ class DistillConfig(Section):
         None, "Distill", "Guidance of the teacher, which the student draws with by itself; None = as in validation.", "factor", ge=0
     )
     inputs: Literal["data", "student"] = key(
-        "student", "Distill",
+        "data", "Distill",
         "Where a step of the student begins while it learns: at a noisy figure, or where its own steps from noise have come to.",
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -189,7 +190,7 @@ def _steps(plan: Plan, config: Config, all_shapes: list[Shape], costs: Costs) ->
 
 def _disk(plan: Plan, config: Config, model: FigureModel, all_shapes: list[Shape]) -> None:
     """Bytes of the store for 1,000 figures, and of a checkpoint."""
-    latents = sum(s.share * 2 * _product(model.latent_shape(s.height, s.width)) for s in all_shapes)
+    latents = sum(s.share * 2 * math.prod(model.latent_shape(s.height, s.width)) for s in all_shapes)
     row = encoded_bytes((all_shapes[0].text, model.text_shape()[1]), model.text_storage)
     text = row if config.text == "stored" else 0
     plan.store_per_1000 = {"latents": 1000 * latents, "text (at most)": 1000 * text}
@@ -197,13 +198,6 @@ def _disk(plan: Plan, config: Config, model: FigureModel, all_shapes: list[Shape
     state = optimizer_bytes(config.model_copy(update={"offload_optimizer": False}))
     plan.checkpoint = plan.trainable * (own + state + (4 if config.use_ema else 0))
     plan.checkpoints = config.checkpoints_total_limit
-
-
-def _product(numbers: tuple[int, ...]) -> int:
-    out = 1
-    for number in numbers:
-        out *= number
-    return out
 
 
 # -- what to change ---------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ def distil(fresh_accelerate: Any, store_config: dict) -> Any:
 
 @pytest.mark.parametrize("changes", [{}, {"use_lora": False, "learning_rate": 1e-4}], ids=["LoRA", "full"])
 def test_a_resumed_run_is_the_whole_one_bit_for_bit(changes: dict[str, Any], distil: Any, tmp_path: Path) -> None:
-    options = {**changes, "checkpointing_steps": 1, "max_train_steps": 2, "held_out_examples": 0, "distill": {"steps": 2}}
+    options = {**changes, "checkpointing_steps": 1, "max_train_steps": 2, "held_out_examples": 0}
+    options["distill"] = {"steps": 2, "inputs": "student"}
     distil(**options, model_output_dir=str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoint-2")
