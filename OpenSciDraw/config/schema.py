@@ -22,6 +22,7 @@ from OpenSciDraw.config.checks import (
     GROUP_DATASET,
     MIXED_DATASET,
     PREFERENCE_OBJECTIVES,
+    REWARD_OBJECTIVE,
     require_agreement,
 )
 from OpenSciDraw.config.sections import (
@@ -29,6 +30,7 @@ from OpenSciDraw.config.sections import (
     EncodeConfig,
     EvaluateConfig,
     PreferenceConfig,
+    RewardConfig,
     SamplerConfig,
     Section,
     TransformerConfig,
@@ -218,7 +220,7 @@ class Config(Section):
         "Prompt embeddings in the store, or encoded while training (FigureDataset: always online).",
     )
     caption_dropout: float = key(
-        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo' and 'mdpo'.", "probability", ge=0, le=1
+        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo', 'mdpo', 'reward'.", "probability", ge=0, le=1
     )
     held_out_examples: int = key(64, "Data", "Rows kept from training for the held-out loss.", "rows", ge=0)
     max_bad_rows_fraction: float = key(
@@ -235,6 +237,7 @@ class Config(Section):
     preference: PreferenceConfig = key(
         PreferenceConfig, "Preference", "dict(mode=..., beta=...): training on preferences (objectives 'dpo' and 'mdpo')."
     )
+    reward: RewardConfig = key(RewardConfig, "Reward", "dict(metrics=..., group_size=...): the objective 'reward'.")
     encode: EncodeConfig = key(
         EncodeConfig, "Encode", "dict(figures=..., resolution=...): how figures become encoded rows."
     )
@@ -301,6 +304,16 @@ class Config(Section):
     def trains_preferences(self) -> bool:
         """Whether the objective compares the policy with the one that training began with, on winners and losers."""
         return self.train_iteration_func_name in PREFERENCE_OBJECTIVES
+
+    @property
+    def trains_rewards(self) -> bool:
+        """Whether the objective learns from pictures that the model itself draws while it trains."""
+        return self.train_iteration_func_name == REWARD_OBJECTIVE
+
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether the objective needs the model as it was when training began."""
+        return self.trains_preferences or (self.trains_rewards and self.reward.pull > 0)
 
     def dataset_arguments(self) -> dict[str, Any]:
         """What the class of `dataset.type` is called with."""
@@ -372,7 +385,7 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
             return [picture(part) for part in value] if isinstance(value, list) else str(root / value) if is_path(value) else value
 
         values["validation_images"] = picture(pictures)
-    for name in ("dataset", "encode", "evaluate"):
+    for name in ("dataset", "encode", "evaluate", "reward"):
         if name in values:
             values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
     return values

@@ -42,6 +42,18 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """G pictures of each prompt of a batch, which the policy has drawn, and their scores; N = B G, prompt by prompt.
+
+    `clean` (N, Cn, hn, wn) normalised latents on the device; `scores` (N, M) in [0, 1], on the CPU, one column for each of
+    `reward.metrics`, NaN where a score does not apply to a prompt.
+    """
+
+    clean: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """B samples of one bucket.
 
@@ -49,7 +61,7 @@ class Batch:
     `bad` the rows that were asked for and could not be read; `noise` (B, C h w) keyed by `micro_step` and sample, where the data
     workers have drawn it (datasets/ahead.py). Of edits `references`, each
     stacked to (B, …), and `edit_boxes`, one entry for each sample, as in Sample. Of preferences `losers` (B, D, C, h, w) and
-    `axes` (B, D), on the CPU.
+    `axes` (B, D), on the CPU. `drawn`: pictures of the captions, where training draws and scores some.
     """
 
     sample_ids: list[str]
@@ -64,6 +76,7 @@ class Batch:
     edit_boxes: tuple[Tensor | None, ...] = ()
     losers: Tensor | None = None
     axes: Tensor | None = None
+    drawn: Drawn | None = None
 
     def pin_memory(self) -> Batch:
         """In memory that a GPU copies from while the program goes on; DataLoader calls this in a thread of its own."""

@@ -1,4 +1,4 @@
-"""The reference policy: the transformer as it was when training began, with which preferences are compared.
+"""The reference policy: the transformer as it was when training began. Preferences are compared with it, rewards are held to it.
 
 Of a LoRA it is the base: the same transformer with its adapters off. Of all weights it is a second, frozen transformer, read from
 where training started, also by a run that is resumed. Its blocks lie in CPU memory, in the type that the policy computes in, and
@@ -47,18 +47,14 @@ class Reference:
                 BlockOffload(self._frozen, accelerator.device, RESIDENT_BLOCKS)
             model.reference_policy = self._frozen_copy
             what = "a frozen copy of the weights at the start, " + ("dealt over the devices" if request else "in CPU memory")
-        settings = config.preference
         if accelerator.is_main_process:
-            _LOG.info(
-                "%s: beta %g, margin up to %s, reference: %s; captions are not dropped", config.train_iteration_func_name,
-                settings.beta, settings.max_margin, what,
-            )  # fmt: skip
+            _LOG.info("%s: %s, reference: %s; captions are not dropped", config.train_iteration_func_name, _strength(config), what)
 
     def require_same(self, identity: str | None, folder: Path) -> None:
         """Raises UserError unless a checkpoint's reference (None: its run had none) is this one."""
         if identity is None:
             raise UserError(
-                f"{folder} was not trained on preferences, so it cannot go on with them. Start a new run from its weights: with "
+                f"{folder} was trained without a reference, so it cannot go on with one. Start a new run from its weights: with "
                 "pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
             )
         if identity != self.identity:
@@ -82,6 +78,13 @@ class Reference:
             yield
         finally:
             self.model.transformer = own
+
+
+def _strength(config: Config) -> str:
+    """How strongly the policy is held to its reference."""
+    if config.trains_rewards:
+        return f"pull {config.reward.pull:g}"
+    return f"beta {config.preference.beta:g}, margin up to {config.preference.max_margin}"
 
 
 @contextmanager
