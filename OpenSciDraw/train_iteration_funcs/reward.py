@@ -57,19 +57,20 @@ def reward_loss(model: FigureModel, batch: Batch, place: Place, config: Config, 
 
     with model.as_old_policy():
         old = model.velocity(noisy, sigma, text).float()
-    start = old
+    start: Tensor | None = None
     if settings.pull:
         with model.as_reference():
             start = model.velocity(noisy, sigma, text).float()
     velocity = model.velocity(noisy, sigma, text).float()
     quality = goodness(advantage[chosen], settings.advantage_limit).to(device, non_blocking=True)
     errors = contrasted(velocity, old, noisy, sigma, clean, noise, quality, settings)
-    distance = (velocity - start).pow(2).flatten(1).mean(1)
-    weight = flow.loss_weight(sigma, config.weighting_scheme)
-    loss = share * (weight * (errors + settings.pull * distance)).sum() / len(names)
+    moved = {"distance_to_old": (velocity - old).pow(2).flatten(1).mean(1)}
+    if start is not None:
+        moved["distance_to_start"] = distance = (velocity - start).pow(2).flatten(1).mean(1)
+        errors = errors + settings.pull * distance
+    loss = share * (flow.loss_weight(sigma, config.weighting_scheme) * errors).sum() / len(names)
     per_sample = (velocity - flow.velocity_target(clean, noise)).pow(2).flatten(1).mean(1).detach()
-    moved = (velocity - old).pow(2).flatten(1).mean(1)
-    means = _means(list(settings.metrics), drawn.scores, spread, distance.detach(), moved.detach(), device)
+    means = _means(list(settings.metrics), drawn.scores, spread, {name: part.detach() for name, part in moved.items()}, device)
     return LossOutput(loss, per_sample, sigma, means)
 
 
@@ -125,13 +126,12 @@ def contrasted(
     return (quality * losses[0] + (1 - quality) * losses[1]) / b
 
 
-def _means(names: list[str], scores: Tensor, spread: Tensor, distance: Tensor, moved: Tensor, device: torch.device) -> Means:
-    """The mean of each score; the share of groups that teach; how far the policy is from the model at the start and the old one."""
+def _means(names: list[str], scores: Tensor, spread: Tensor, moved: dict[str, Tensor], device: torch.device) -> Means:
+    """The mean of each score; the share of groups that teach; how far the policy has moved, as squared distances of velocities."""
     there = ~scores.isnan()
     sums = [*scores.nan_to_num().sum(0), spread.sum()]
     counts = [*there.sum(0), torch.tensor(len(spread))]
     on_cpu = torch.stack([torch.stack([part.float() for part in parts]) for parts in (sums, counts)]).to(device, non_blocking=True)
-    count = torch.full_like(distance.sum(), len(distance))
-    measured = torch.stack([torch.stack([distance.sum(), moved.sum()]), torch.stack([count, count])])
-    labels = [f"reward_{name}" for name in (*names, "groups_that_differ", "distance_to_start", "distance_to_old")]
+    measured = torch.stack([torch.stack([part.sum(), torch.full_like(part.sum(), len(part))]) for part in moved.values()], 1)
+    labels = [f"reward_{name}" for name in (*names, "groups_that_differ", *moved)]
     return Means(tuple(labels), torch.cat([on_cpu, measured], 1))

@@ -1,0 +1,205 @@
+"""Training on rewards: DiffusionNFT against formulas written by hand in float64; rounds that draw, score and learn; resuming; the watch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import merged
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from OpenSciDraw import flow
+from OpenSciDraw.config import Config, RewardConfig
+from OpenSciDraw.datasets.batch import Drawn
+from OpenSciDraw.errors import UserError
+from OpenSciDraw.evaluation.base import PictureMetric, Scores
+from OpenSciDraw.registry import METRICS
+from OpenSciDraw.train_iteration_funcs import reward
+from OpenSciDraw.train_iteration_funcs.flow_matching import Place
+from OpenSciDraw.training import watch
+from OpenSciDraw.training.run import Training
+from train_OpenSciDraw_loop import train
+
+NAN = math.nan
+
+
+# -- scores to advantages ---------------------------------------------------------------------------------------------
+def test_advantages_are_normalised_in_the_group_by_score_and_added_by_weight() -> None:
+    scores = torch.tensor([[0.2, 1.0, NAN], [0.6, 0.0, NAN], [1.0, 0.5, NAN], [0.5, 0.5, 0.1], [0.5, 1.0, 0.3], [0.5, 0.75, 0.2]])
+    found = reward.advantages(scores, 3, [1.0, 2.0, 0.5])
+    expected = []
+    for group in (scores[:3], scores[3:]):
+        rows = np.zeros(3)
+        for weight, column in zip((1.0, 2.0, 0.5), group.double().numpy().T, strict=True):
+            if not np.isnan(column).any() and column.std() > 1e-6:
+                rows += weight * (column - column.mean()) / column.std()
+        expected += rows.tolist()
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert reward.advantages(torch.full((4, 1), 0.3), 4, [1.0]).eq(0).all()
+    assert reward.advantages(torch.tensor([[0.1], [0.9]]), 2, [0.0]).eq(0).all(), "weight 0 is logged and not rewarded"
+
+
+def test_goodness_is_cut_to_0_and_1() -> None:
+    found = reward.goodness(torch.tensor([-5.0, -1.0, 0.0, 1.0, 2.5]), 2.0)
+    assert found.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+# -- velocities to losses -----------------------------------------------------------------------------------------------
+def drawn_case(seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    case = {name: torch.randn(4, 3, 2, 2, dtype=torch.float64) for name in ("velocity", "old", "clean", "noise")}
+    sigma = torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
+    quality = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64)
+    return {**case, "sigma": sigma, "quality": quality, "noisy": flow.interpolate(case["clean"], case["noise"], sigma)}
+
+
+def by_hand(case: dict[str, Tensor], b: float, adaptive: bool) -> list[float]:
+    losses = []
+    for at in range(4):
+        v, old, x, e, noisy = (case[name][at].numpy() for name in ("velocity", "old", "clean", "noise", "noisy"))
+        sigma, r = case["sigma"][at].item(), case["quality"][at].item()
+        terms = []
+        for implied in ((1 - b) * old + b * v, (1 + b) * old - b * v):
+            if adaptive:
+                error = noisy - sigma * implied - x
+                terms.append((error**2).mean() / np.abs(error).mean())
+            else:
+                terms.append(((implied - (e - x)) ** 2).mean())
+        losses.append((r * terms[0] + (1 - r) * terms[1]) / b)
+    return losses
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("mixing", [0.1, 1.0])
+def test_the_loss_is_the_papers(mixing: float, adaptive: bool) -> None:
+    case = drawn_case()
+    found = reward.contrasted(**case, settings=RewardConfig(mixing=mixing, adaptive_weight=adaptive))
+    np.testing.assert_allclose(found.numpy(), by_hand(case, mixing, adaptive), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mixing", [0.1, 1.0])
+def test_where_the_policy_is_the_old_one_the_gradient_goes_to_good_pictures_and_from_bad_ones(mixing: float) -> None:
+    """d/dv = (2 r - 1) 2 (v - (e - x)) / values, whatever `mixing` is; none at r = 1/2."""
+    case = drawn_case()
+    case["velocity"] = case["old"].clone().requires_grad_()
+    reward.contrasted(**case, settings=RewardConfig(mixing=mixing, adaptive_weight=False)).sum().backward()
+    towards = 2 * (case["old"] - (case["noise"] - case["clean"])) / 12
+    expected = (2 * case["quality"] - 1).view(-1, 1, 1, 1) * towards
+    torch.testing.assert_close(case["velocity"].grad, expected)
+
+
+def test_the_adaptive_weight_has_no_gradient() -> None:
+    case = drawn_case()
+    case["velocity"] = case["old"].clone().requires_grad_()
+    reward.contrasted(**case, settings=RewardConfig(mixing=1.0)).sum().backward()
+    error = case["noisy"] - case["sigma"].view(-1, 1, 1, 1) * case["old"] - case["clean"]
+    of_one = -2 * case["sigma"].view(-1, 1, 1, 1) * error / 12 / error.abs().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(case["velocity"].grad, (2 * case["quality"] - 1).view(-1, 1, 1, 1) * of_one)
+
+
+# -- training -------------------------------------------------------------------------------------------------------------
+@METRICS.register("ink")
+class Ink(PictureMetric):
+    """A reward of one's own: how dark the picture is, and a score that is known of half of the prompts."""
+
+    def score(self, picture: Image.Image | None, example: Any) -> Scores:
+        if picture is None:
+            return {"dark": (0.0, 1.0), "half": (0.0, 1.0)}
+        dark = 1 - float(np.asarray(picture, dtype=np.float64).mean()) / 255
+        half = {"half": (dark, 1.0)} if len(example.prompt) % 2 else {}
+        return {"dark": (dark, 1.0), **half}
+
+
+DRAWS = {
+    "train_iteration_func_name": "reward", "train_batch_size": 2, "gradient_accumulation_steps": 2, "max_train_steps": 4,
+    "reward": {"metrics": {"ink.dark": 1.0, "ink.half": 0.5}, "group_size": 3, "draw_steps": 2, "processes": 0, "steps_per_round": 2,
+               "old_decay_rate": 0.2, "watch": {}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def go(fresh_accelerate: Any, store_config: dict) -> Any:
+    def run(**changes: Any) -> Training:
+        fresh_accelerate()
+        training = Training(Config.model_validate(merged(merged(store_config, **DRAWS), **changes)))
+        assert train(training) == 0
+        return training
+
+    return run
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return list({row["step"]: row for row in rows if "loss" in row}.values())
+
+
+def assert_same_checkpoints(one: Path, two: Path, step: int) -> None:
+    files = sorted((one / f"checkpoint-{step}").rglob("*.safetensors"))
+    assert any("old_policy" in str(file) for file in files)
+    for file in files:
+        a, b = load_file(file), load_file(two / file.relative_to(one))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
+    for first, second in zip(lines(one), lines(two), strict=True):
+        same = [key for key in first if key.startswith(("loss", "train_loss", "reward_", "grad_norm"))]
+        assert len(same) > 8 and all(first[key] == second[key] for key in same)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_dropout": 0.1, "mixed_precision": "bf16"},
+        {"use_lora": False, "learning_rate": 1e-4, "mixed_precision": "bf16", "gradient_checkpointing": True},
+    ],
+    ids=["LoRA", "full"],
+)  # fmt: skip
+@pytest.mark.parametrize("step", [1, 2], ids=["inside a round", "between rounds"])
+def test_a_resumed_run_is_the_whole_one_bit_for_bit(changes: dict[str, Any], step: int, go: Any, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    go(**changes, checkpointing_steps=1, model_output_dir=str(whole))
+    shutil.copytree(whole, parts)
+    for later in range(step + 1, 5):
+        shutil.rmtree(parts / f"checkpoint-{later}")
+    resumed = go(**changes, checkpointing_steps=1, model_output_dir=str(parts), resume_from_checkpoint="latest")
+    assert resumed.resume_from.name == f"checkpoint-{step}"
+    assert_same_checkpoints(whole, parts, 4)
+
+
+def test_a_round_draws_once_and_other_rounds_draw_other_prompts(go: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[tuple[tuple[str, ...], Drawn]] = []
+    training_objective = reward.reward_loss
+
+    def noted(model: Any, batch: Any, place: Any, config: Any, empty: Any) -> Any:
+        seen.append((tuple(batch.sample_ids), batch.drawn))
+        return training_objective(model, batch, place, config, empty)
+
+    monkeypatch.setattr("OpenSciDraw.training.build.TRAIN_ITERATION_FUNCS.get", lambda name: noted)
+    go(model_output_dir=str(tmp_path))
+    prompts, drawn = [ids for ids, _ in seen], [part for _, part in seen]
+    assert len(seen) == 8 and prompts[:2] == prompts[2:4] and prompts[4:6] == prompts[6:8]
+    assert drawn[0] is not drawn[4] and len({*prompts[0], *prompts[1], *prompts[4], *prompts[5]}) == 8
+    assert torch.equal(drawn[0].clean, drawn[2].clean) and drawn[0].clean.shape[0] == 6
+    assert not torch.equal(drawn[0].clean[0], drawn[0].clean[1]), "pictures of a prompt differ by their noise"
+    assert drawn[0].scores.shape == (6, 2) and not drawn[0].scores[:, 0].isnan().any()
+
+
+def test_a_reward_of_ones_own_rises_and_the_pull_holds_it_back(go: Any, tmp_path: Path) -> None:
+    """The floor: within 12 steps pictures become darker; a strong pull keeps the policy near its start."""
+    learns = {
+        **DRAWS, "max_train_steps": 12, "learning_rate": 1e-2, "train_batch_size": 4, "gradient_accumulation_steps": 1, "rank": 8,
+    }  # fmt: skip
+    rewards = {"metrics": {"ink.dark": 1.0}, "group_size": 6, "steps_per_round": 1, "old_decay_rate": 0.0}
+    for name, pull in (("free", 1e-6), ("held", 100.0)):
+        go(**{**learns, "reward": {**DRAWS["reward"], **rewards, "pull": pull}}, model_output_dir=str(tmp_path / name))
+    free, held = lines(tmp_path / "free"), lines(tmp_path / "held")
+    rise, less = (rows[-1]["reward_ink.dark"] - rows[0]["reward_ink.dark"] for rows in (free, held))
+    print(rise, less, free[-1]["reward_distance_to_start"], held[-1]["reward_distance_to_start"])
+    assert rise > 0.02 and abs(less) < rise / 2
+    assert held[-1]["reward_distance_to_start"] < free[-1]["reward_distance_to_start"] / 4
