@@ -21,6 +21,12 @@ def guidance_of(config: Config) -> float:
     return next(value for value in given if value is not None)
 
 
+def draw_guidance(config: Config) -> float:
+    """Guidance of the pictures that training on rewards draws."""
+    given = config.reward.draw_guidance
+    return guidance_of(config) if given is None else given
+
+
 def resolutions(config: Config) -> list[tuple[int, int]]:
     """(width, height) of each prompt's picture: one for all, one each, or the encoded resolution."""
     given = [(int(w), int(h)) for w, h in config.resolution_list]

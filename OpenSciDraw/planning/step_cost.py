@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from OpenSciDraw.datasets.batch import AXES
 from OpenSciDraw.encode.work import store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.inference.pictures import draw_guidance
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.parallel.sharding import block_lists
 from OpenSciDraw.store.encoded import EncodedStore
@@ -47,7 +48,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-step of one device at one Shape: `kept` bytes for backward, `block` of them at most by one block."""
+    """One micro-step of one device at one Shape: `kept` bytes for backward, `block` of them at most by one block.
+
+    `drawing`: how many of the `flops` draw pictures, of training on rewards.
+    """
 
     shape: Shape
     flops: int
@@ -55,6 +59,7 @@ class Step:
     block: int
     blocks_kept: int
     blocks: int
+    drawing: int = 0
 
 
 @contextmanager
@@ -151,6 +156,7 @@ class _Run:
     kept: int
     recomputed_flops: int
     recomputed_kept: int
+    drawing: float = 0.0  # FLOPs, part of both
 
     def minus(self, other: _Run) -> _Run:
         return _Run(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -189,8 +195,16 @@ def norms_as_on_a_gpu() -> Iterator[None]:
 
 
 def pictures_of_a_sample(config: Config) -> int:
-    """How many pictures a sample of the batch is at most: of preferences a winner and a loser for each axis."""
+    """How many pictures a sample of the batch is at most: of preferences a winner and a loser for each axis, of rewards a group."""
+    if config.trains_rewards:
+        return config.reward.group_size
     return 1 + len(AXES) if config.trains_preferences else 1
+
+
+def _drawing_forwards(config: Config) -> float:
+    """Forwards of the whole batch by which a micro-step's pictures are drawn, shared out over the steps that learn from them."""
+    steps = config.reward.draw_steps or config.num_inference_steps
+    return steps * (2 if draw_guidance(config) > 1 else 1) / config.reward.steps_per_round if config.trains_rewards else 0
 
 
 def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
@@ -211,17 +225,24 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
             with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
                 return model.velocity(noisy, torch.full((len(noisy),), 0.5), text, *([references] if references else []))
 
-        numbers = []
+        def without_gradients(adapted: bool) -> int:
+            with count_flops() as counter, torch.no_grad():
+                with nullcontext() if adapted else adapters_off(transformer):
+                    forward()
+            return counter.get_total_flops()
+
+        drawing = _drawing_forwards(config) * without_gradients(True) if config.trains_rewards else 0.0
+        others = drawing + (without_gradients(True) if config.trains_rewards else 0)  # the old policy
+        if config.compares_with_start:  # the reference: the same transformer, or one of the same shapes
+            others += without_gradients(False)
+        numbers: list[int] = []
         for recompute in (False, True):
             if recompute:
                 ActivationBudget(transformer, None)
             with count_flops() as counter:
-                if config.trains_preferences:  # the reference: the same transformer, or one of the same shapes
-                    with torch.no_grad(), adapters_off(transformer):
-                        forward()
                 forward().float().pow(2).mean().backward()
-            numbers += [counter.get_total_flops(), measure_saved_bytes(forward, transformer)]
-    return _Run(*numbers)
+            numbers += [counter.get_total_flops() + round(others), measure_saved_bytes(forward, transformer)]
+    return _Run(*numbers, drawing=drawing)
 
 
 def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
@@ -240,7 +261,7 @@ def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
             each += [one] * count
     largest = max((one.kept for one in each), default=0)
     if not config.gradient_checkpointing:
-        return Step(shape, whole.flops, whole.kept, largest, len(each), len(each))
+        return Step(shape, whole.flops, whole.kept, largest, len(each), len(each), round(whole.drawing))
     flops, kept, used, stay = whole.recomputed_flops, whole.recomputed_kept, 0, 0
     for at, one in enumerate(each, 1):
         inputs, cost = one.recomputed_kept, one.kept - one.recomputed_kept
@@ -248,7 +269,7 @@ def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
         if budget and keeps(budget, used, cost, inputs, len(each) - at):
             used, kept, stay = used + cost, kept + cost, stay + 1
             flops -= one.recomputed_flops - one.flops
-    return Step(shape, flops, kept, largest, stay, len(each))
+    return Step(shape, flops, kept, largest, stay, len(each), round(whole.drawing))
 
 
 def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextBatch, list[Tensor]]:

@@ -23,7 +23,7 @@ from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch, Drawn
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.inference.pictures import guidance_of
+from OpenSciDraw.inference.pictures import draw_guidance
 from OpenSciDraw.inference.sample import sample_normalized
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.train_iteration_funcs.reward import picture_ids
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from OpenSciDraw.training.run import Training
 
 _LOG = logging.getLogger("OpenSciDraw")
-
-
-def draw_guidance(config: Config) -> float:
-    given = config.reward.draw_guidance
-    return guidance_of(config) if given is None else given
 
 
 class Rounds:
