@@ -20,7 +20,7 @@ PACKAGED_FEATURES = ("efficientnet-lite0", "figure-measures")  # of evaluation/f
 def key(default: Any, group: str, meaning: str, unit: str = "", **limits: Any) -> Any:
     """A config key: its default, the group it is listed in, one line of meaning, its unit and limits."""
     extra: dict[str, Any] = {"group": group, "unit": unit}
-    if isinstance(default, type) or callable(default):
+    if isinstance(default, type):
         return Field(default_factory=default, description=meaning, json_schema_extra=extra, **limits)
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
@@ -216,7 +216,7 @@ class RewardConfig(Section):
     """What the objective `reward` draws, how it is scored, and how it learns from the scores (docs/reward.md)."""
 
     metrics: dict[str, Annotated[float, Field(ge=0)]] = key(
-        lambda: {"structure.components": 1.0, "structure.arrows": 1.0, "structure.labels": 1.0}, "Reward",
+        {"structure.components": 1.0, "structure.arrows": 1.0, "structure.labels": 1.0}, "Reward",
         "Scores that are rewarded, 'metric.score', each with its weight; with weight 0 a score is logged and not rewarded.",
     )  # fmt: skip
     figures: str | None = key(
@@ -246,7 +246,7 @@ class RewardConfig(Section):
     )  # fmt: skip
     old_decay_max: float = key(0.5, "Reward", "Most that it keeps of itself.", "share", ge=0, lt=1)
     watch: dict[str, Annotated[float, Field(gt=0)]] = key(
-        lambda: {"held_out_loss": 0.25}, "Reward",
+        {"held_out_loss": 0.25}, "Reward",
         "Numbers of the validation that are not rewarded, and how much worse than at the start each may become.",
         "share of the start",
     )  # fmt: skip

@@ -47,7 +47,6 @@ class Rounds:
         self.config, self.model, self.old, self.negative = config, model, old, negative
         self.scorers = Scorers(config, known_figures(config))
         self.began: dict[str, Any] | None = None  # the sampler's state where the round that is going on began
-        self.seconds = {"drawing": 0.0, "waiting": 0.0}
 
     def of(self, run: Training, prompts: Iterator[Batch]) -> Iterator[Batch]:
         """The batches that the loop trains on, from the run's place on; `prompts` are read as they are needed."""
@@ -57,11 +56,15 @@ class Rounds:
                 self.began = run.sampler.state_dict()
                 done = run.step % steps  # of a round that was begun before a stop
                 batches = list(islice(prompts, accumulated))
-                with run.signals.interruptible(run.accelerator.num_processes == 1):
-                    with run.accelerator.autocast():
-                        drawn = self._draw(batches, run.step - done)
+                with run.signals.interruptible(run.accelerator.num_processes == 1), run.accelerator.autocast():
+                    drawn = self._draw(batches, run.step - done)
                 for _ in range(done, steps):
-                    yield from self._scored(batches, drawn)
+                    for batch, scoring in drawn:
+                        start = time.perf_counter()
+                        scores = torch.from_numpy(scoring.wait())
+                        run.log.waited(time.perf_counter() - start)
+                        assert batch.drawn is not None
+                        yield replace(batch, drawn=replace(batch.drawn, scores=scores))
                     if run.step >= run.total_steps:
                         return
 
@@ -73,49 +76,50 @@ class Rounds:
             self.began = None
 
     # -- one round --------------------------------------------------------------------------------------------
-    def _draw(self, batches: list[Batch], first_step: int) -> list[tuple[Tensor, Scoring]]:
-        """Pictures of each batch's prompts, whose scoring begins while the next ones are drawn."""
-        start = time.perf_counter()
+    def _draw(self, batches: list[Batch], first_step: int) -> list[tuple[Batch, Scoring]]:
+        """Each batch with pictures of its prompts, whose scoring begins while the next ones are drawn."""
         drawn = []
         try:
             with self.model.as_old_policy():
                 for number, batch in enumerate(batches):
+                    batch = replace(batch, text=self._text(batch))  # encoded once
                     clean, pictures = self._pictures(batch, f"round {first_step} {number}")
-                    size = self.config.reward.group_size
-                    prompts = [prompt for prompt in batch.sample_ids for _ in range(size)]
-                    drawn.append((clean, self.scorers.submit(pictures, prompts)))
+                    prompts = [prompt for prompt in batch.sample_ids for _ in range(self.config.reward.group_size)]
+                    there = Drawn(clean, torch.empty(0))  # scores follow
+                    batch = replace(batch, latents=None, pixels=None, noise=None, drawn=there)
+                    drawn.append((batch, self.scorers.submit(pictures, prompts)))
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"Drawing {self.at_once(len(batches[0].sample_ids))} pictures at once does not fit into the GPU's memory. "
-                "Set a smaller reward.draw_batch."
+                "Drawing so many pictures at once does not fit into the GPU's memory. Set a smaller reward.draw_batch (now "
+                f"{self.config.reward.draw_batch}; None: {self.config.train_batch_size * self.config.reward.group_size})."
             ) from error
-        self.seconds["drawing"] += time.perf_counter() - start
         return drawn
 
-    def at_once(self, prompts: int) -> int:
-        """How many pictures one call of the sampler draws at most."""
-        every = prompts * self.config.reward.group_size
-        return min(every, self.config.reward.draw_batch or every)
-
     def _pictures(self, batch: Batch, round_name: str) -> tuple[Tensor, np.ndarray]:
-        """Normalised latents (N, Cn, hn, wn), fp32, on the device, and pictures (N, H, W, 3) uint8, prompt by prompt."""
+        """Normalised latents (N, Cn, hn, wn), fp32, on the device, and pictures (N, H, W, 3) uint8, prompt by prompt.
+
+        All ranks call the sampler equally often, because a sharded model runs on all of them together: who has too few pictures
+        for that draws the first one again and leaves it out.
+        """
         model, settings = self.model, self.config.reward
         shape, size = self._shape(batch), settings.group_size
+        calls = -(-self.config.train_batch_size * size // settings.draw_batch) if settings.draw_batch else 1
         rows = [row.to(model.device, non_blocking=True) for row in self._text(batch)]
         names = picture_ids([f"{round_name} {prompt}" for prompt in batch.sample_ids], size)
         noise = flow.keyed_noise(self.config.seed, -1, names, shape).to(model.device)
         steps, guidance = settings.draw_steps or self.config.num_inference_steps, draw_guidance(self.config)
         clean, pictures = [], []
-        for at in range(0, len(names), self.at_once(len(batch.sample_ids))):
-            part = slice(at, at + self.at_once(len(batch.sample_ids)))
-            text = model.collate_text([rows[number // size] for number in range(len(names))[part]])
-            negative = model.collate_text([self.negative.to(model.device)] * len(names[part]))
-            latents = sample_normalized(model, text, negative, noise[part], steps, guidance).float()
-            clean.append(latents)
+        for part in np.array_split(np.arange(len(names)), calls):
+            chosen = part.tolist() or [0]
+            text = model.collate_text([rows[number // size] for number in chosen])
+            negative = model.collate_text([self.negative.to(model.device)] * len(chosen))
+            latents = sample_normalized(model, text, negative, noise[chosen], steps, guidance).float()
             with torch.autocast(model.device.type, enabled=False):
-                pixels = model.decode(latents)
-            bytes_of = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)  # as the pipelines do it
-            pictures.append(bytes_of.permute(0, 2, 3, 1).cpu().numpy())
+                pixels = model.decode(latents).float()
+            if len(part):
+                clean.append(latents)
+                rounded = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)  # as the pipelines do it
+                pictures.append(rounded.permute(0, 2, 3, 1).cpu().numpy())
         return torch.cat(clean), np.concatenate(pictures)
 
     def _shape(self, batch: Batch) -> tuple[int, int, int]:
@@ -133,11 +137,3 @@ class Rounds:
             return batch.text
         with torch.autocast(self.model.device.type, enabled=False):
             return self.model.encode_prompts(batch.captions)
-
-    def _scored(self, batches: list[Batch], drawn: list[tuple[Tensor, Scoring]]) -> Iterator[Batch]:
-        """One after another, as their scores arrive."""
-        for batch, (clean, scoring) in zip(batches, drawn, strict=True):
-            start = time.perf_counter()
-            scores = torch.from_numpy(scoring.wait())
-            self.seconds["waiting"] += time.perf_counter() - start
-            yield replace(batch, latents=None, pixels=None, noise=None, drawn=Drawn(clean, scores))
