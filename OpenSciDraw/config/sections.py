@@ -224,6 +224,9 @@ class RewardConfig(Section):
         "were made of: dataset.figures or encode.figures.",
     )  # fmt: skip
     group_size: int = key(8, "Reward", "Pictures drawn of each prompt, which are compared with each other.", "pictures", ge=2)
+    include_figure: bool = key(
+        False, "Reward", "The last picture of each group is the data's own figure: something to learn where all that are drawn fail."
+    )
     draw_steps: int | None = key(None, "Reward", "Steps of a drawn picture; None = num_inference_steps.", "sampling steps", ge=1)
     draw_guidance: float | None = key(None, "Reward", "Guidance of a drawn picture; None = as in validation.", "factor", ge=0)
     draw_batch: int | None = key(None, "Reward", "Pictures drawn at once; None = a micro-step's.", "pictures", ge=1)

@@ -45,6 +45,8 @@ class BadRow:
 class Drawn:
     """G pictures of each prompt of a batch, which the policy has drawn, and their scores; N = B G, prompt by prompt.
 
+    With `reward.include_figure` the last of each G is the data's own figure.
+
     `clean` (N, Cn, hn, wn) normalised latents on the device; `scores` (N, M) in [0, 1], on the CPU, one column for each of
     `reward.metrics`, NaN where a score does not apply to a prompt.
     """

@@ -203,7 +203,8 @@ def pictures_of_a_sample(config: Config) -> int:
 
 def _drawing_forwards(config: Config) -> float:
     """Forwards of the whole batch by which a micro-step's pictures are drawn, shared out over the steps that learn from them."""
-    steps = config.reward.draw_steps or config.num_inference_steps
+    steps: float = config.reward.draw_steps or config.num_inference_steps
+    steps *= 1 - config.reward.include_figure / config.reward.group_size
     return steps * (2 if draw_guidance(config) > 1 else 1) / config.reward.steps_per_round if config.trains_rewards else 0
 
 

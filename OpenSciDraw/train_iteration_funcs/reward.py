@@ -70,7 +70,8 @@ def reward_loss(model: FigureModel, batch: Batch, place: Place, config: Config, 
         errors = errors + settings.pull * distance
     loss = share * (flow.loss_weight(sigma, config.weighting_scheme) * errors).sum() / len(names)
     per_sample = (velocity - flow.velocity_target(clean, noise)).pow(2).flatten(1).mean(1).detach()
-    means = _means(list(settings.metrics), drawn.scores, spread, {name: part.detach() for name, part in moved.items()}, device)
+    by_policy = drawn.scores.unflatten(0, (-1, size))[:, : size - settings.include_figure].flatten(0, 1)
+    means = _means(list(settings.metrics), by_policy, spread, {name: part.detach() for name, part in moved.items()}, device)
     return LossOutput(loss, per_sample, sigma, means)
 
 
@@ -127,7 +128,7 @@ def contrasted(
 
 
 def _means(names: list[str], scores: Tensor, spread: Tensor, moved: dict[str, Tensor], device: torch.device) -> Means:
-    """The mean of each score; the share of groups that teach; how far the policy has moved, as squared distances of velocities."""
+    """Means of the scores of what the policy has drawn; the share of groups that teach; how far it has moved (squared distances)."""
     there = ~scores.isnan()
     sums = [*scores.nan_to_num().sum(0), spread.sum()]
     counts = [*there.sum(0), torch.tensor(len(spread))]

@@ -103,24 +103,40 @@ class Rounds:
         """
         model, settings = self.model, self.config.reward
         shape, size = self._shape(batch), settings.group_size
-        calls = -(-self.config.train_batch_size * size // settings.draw_batch) if settings.draw_batch else 1
+        drawn = size - settings.include_figure  # of each prompt
+        calls = -(-self.config.train_batch_size * drawn // settings.draw_batch) if settings.draw_batch else 1
         rows = [row.to(model.device, non_blocking=True) for row in self._text(batch)]
-        names = picture_ids([f"{round_name} {prompt}" for prompt in batch.sample_ids], size)
+        names = picture_ids([f"{round_name} {prompt}" for prompt in batch.sample_ids], drawn)
         noise = flow.keyed_noise(self.config.seed, -1, names, shape).to(model.device)
         steps, guidance = settings.draw_steps or self.config.num_inference_steps, draw_guidance(self.config)
         clean, pictures = [], []
         for part in np.array_split(np.arange(len(names)), calls):
             chosen = part.tolist() or [0]
-            text = model.collate_text([rows[number // size] for number in chosen])
+            text = model.collate_text([rows[number // drawn] for number in chosen])
             negative = model.collate_text([self.negative.to(model.device)] * len(chosen))
             latents = sample_normalized(model, text, negative, noise[chosen], steps, guidance).float()
-            with torch.autocast(model.device.type, enabled=False):
-                pixels = model.decode(latents).float()
             if len(part):
                 clean.append(latents)
-                rounded = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)  # as the pipelines do it
-                pictures.append(rounded.permute(0, 2, 3, 1).cpu().numpy())
-        return torch.cat(clean), np.concatenate(pictures)
+                pictures.append(self._decoded(latents))
+        if not settings.include_figure:
+            return torch.cat(clean), np.concatenate(pictures)
+        figures = self._figures(batch)
+        both = zip(torch.cat(clean).split(drawn), figures.split(1), strict=True)
+        shown = zip(np.split(np.concatenate(pictures), len(figures)), np.split(self._decoded(figures), len(figures)), strict=True)
+        return torch.cat([part for pair in both for part in pair]), np.concatenate([part for pair in shown for part in pair])
+
+    def _decoded(self, latents: Tensor) -> np.ndarray:
+        """Pictures (N, H, W, 3) uint8 of normalised latents, rounded as the pipelines do it."""
+        with torch.autocast(self.model.device.type, enabled=False):
+            pixels = self.model.decode(latents).float()
+        return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _figures(self, batch: Batch) -> Tensor:
+        """The data's own figures, (B, Cn, hn, wn) normalised latents."""
+        with torch.autocast(self.model.device.type, enabled=False):
+            stored = batch.latents
+            raw = self.model.encode_images(batch.require_pixels()) if stored is None else stored.to(self.model.device)
+            return self.model.normalize(raw).float()
 
     def _shape(self, batch: Batch) -> tuple[int, int, int]:
         """(Cn, hn, wn) of the normalised latents of a batch's pictures."""

@@ -267,7 +267,7 @@ def test_a_score_that_no_metric_gives_is_refused_with_those_there_are(go: Any, t
 
 
 def test_a_prompt_of_which_nothing_is_known_is_named(go: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Nothing is known of 'drawn:seed=0.*reward.figures"):
+    with pytest.raises(UserError, match="Nothing is known of 'drawn-0-.*reward.figures"):
         go(reward={"figures": "drawn:40:seed=7"}, model_output_dir=str(tmp_path))
 
 
