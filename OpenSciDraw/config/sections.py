@@ -225,7 +225,7 @@ class RewardConfig(Section):
     )  # fmt: skip
     group_size: int = key(8, "Reward", "Pictures drawn of each prompt, which are compared with each other.", "pictures", ge=2)
     include_figure: bool = key(
-        False, "Reward", "The last picture of each group is the data's own figure: something to learn where all that are drawn fail."
+        False, "Reward", "The last picture of each group is the data's own figure: something to learn where all drawn ones fail."
     )
     draw_steps: int | None = key(None, "Reward", "Steps of a drawn picture; None = num_inference_steps.", "sampling steps", ge=1)
     draw_guidance: float | None = key(None, "Reward", "Guidance of a drawn picture; None = as in validation.", "factor", ge=0)

@@ -71,7 +71,8 @@ def reward_loss(model: FigureModel, batch: Batch, place: Place, config: Config, 
     loss = share * (flow.loss_weight(sigma, config.weighting_scheme) * errors).sum() / len(names)
     per_sample = (velocity - flow.velocity_target(clean, noise)).pow(2).flatten(1).mean(1).detach()
     by_policy = drawn.scores.unflatten(0, (-1, size))[:, : size - settings.include_figure].flatten(0, 1)
-    means = _means(list(settings.metrics), by_policy, spread, {name: part.detach() for name, part in moved.items()}, device)
+    distances = {name: share * part.detach() for name, part in moved.items()}
+    means = _means(list(settings.metrics), by_policy, spread, distances, share, device)
     return LossOutput(loss, per_sample, sigma, means)
 
 
@@ -127,12 +128,14 @@ def contrasted(
     return (quality * losses[0] + (1 - quality) * losses[1]) / b
 
 
-def _means(names: list[str], scores: Tensor, spread: Tensor, moved: dict[str, Tensor], device: torch.device) -> Means:
-    """Means of the scores of what the policy has drawn; the share of groups that teach; how far it has moved (squared distances)."""
+def _means(
+    names: list[str], scores: Tensor, spread: Tensor, moved: dict[str, Tensor], share: float, device: torch.device
+) -> Means:
+    """Means of the scores of what the policy has drawn; the share of groups that teach; how far it has moved (mean squares)."""
     there = ~scores.isnan()
     sums = [*scores.nan_to_num().sum(0), spread.sum()]
     counts = [*there.sum(0), torch.tensor(len(spread))]
     on_cpu = torch.stack([torch.stack([part.float() for part in parts]) for parts in (sums, counts)]).to(device, non_blocking=True)
-    measured = torch.stack([torch.stack([part.sum(), torch.full_like(part.sum(), len(part))]) for part in moved.values()], 1)
+    measured = torch.stack([torch.stack([part.sum(), torch.full_like(part.sum(), share * len(part))]) for part in moved.values()], 1)
     labels = [f"reward_{name}" for name in (*names, "groups_that_differ", *moved)]
     return Means(tuple(labels), torch.cat([on_cpu, measured], 1))

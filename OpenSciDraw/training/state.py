@@ -186,7 +186,8 @@ class SavedRun(Run):
         config, write = self.config, self.accelerator.is_main_process
         with naming_full_disk(self.output_dir, checkpoint.FULL_DISK):
             dtype = torch.float32 if config.upcast_before_saving else DTYPES[config.mixed_precision]
-            self._save_weights(self.output_dir, self._weights(), write, dtype)
+            final = {name: values for name, values in self._weights().items() if name != OLD_POLICY_FOLDER}
+            self._save_weights(self.output_dir, final, write, dtype)
         if write and config.push_to_hub:
             push_to_hub(config, self.output_dir / (LORA_FILE if self.layers else FULL_FOLDER))
         self.accelerator.wait_for_everyone()
