@@ -136,6 +136,7 @@ def _means(
     sums = [*scores.nan_to_num().sum(0), spread.sum()]
     counts = [*there.sum(0), torch.tensor(len(spread))]
     on_cpu = torch.stack([torch.stack([part.float() for part in parts]) for parts in (sums, counts)]).to(device, non_blocking=True)
-    measured = torch.stack([torch.stack([part.sum(), torch.full_like(part.sum(), share * len(part))]) for part in moved.values()], 1)
+    count = share * torch.ones_like(scores[0, 0], device=device) * len(next(iter(moved.values())))
+    measured = torch.stack([torch.stack([part.sum(), count]) for part in moved.values()], 1)
     labels = [f"reward_{name}" for name in (*names, "groups_that_differ", *moved)]
     return Means(tuple(labels), torch.cat([on_cpu, measured], 1))

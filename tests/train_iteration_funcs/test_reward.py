@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import PictureMetric, Scores
 from OpenSciDraw.registry import METRICS
 from OpenSciDraw.train_iteration_funcs import reward
+from OpenSciDraw.train_iteration_funcs.flow_matching import Place, drawn_sigma
 from OpenSciDraw.training import watch
 from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
@@ -191,19 +193,102 @@ def test_a_round_draws_once_and_other_rounds_draw_other_prompts(go: Any, tmp_pat
     assert drawn[0].scores.shape == (2, 2) and not drawn[0].scores[:, 0].isnan().any()
 
 
-def test_a_reward_of_ones_own_rises_and_the_pull_holds_it_back(go: Any, tmp_path: Path) -> None:
-    """The floor: within 10 steps pictures become darker; a strong pull keeps the policy near its start."""
-    learns = {
-        **DRAWS, "max_train_steps": 10, "learning_rate": 1e-2, "train_batch_size": 2, "gradient_accumulation_steps": 1, "rank": 8,
-    }  # fmt: skip
-    rewards = {"metrics": {"ink.dark": 1.0}, "group_size": 4, "steps_per_round": 1, "old_decay_rate": 0.0}
-    for name, pull in (("free", 1e-6), ("held", 100.0)):
-        go(**{**learns, "reward": {**DRAWS["reward"], **rewards, "pull": pull}}, model_output_dir=str(tmp_path / name))
-    free, held = lines(tmp_path / "free"), lines(tmp_path / "held")
-    rise, less = (rows[-1]["reward_ink.dark"] - rows[0]["reward_ink.dark"] for rows in (free, held))
-    print(rise, less, free[-1]["reward_distance_to_start"], held[-1]["reward_distance_to_start"])
-    assert rise > 0.02 and abs(less) < rise / 2
-    assert held[-1]["reward_distance_to_start"] < free[-1]["reward_distance_to_start"] / 4
+@pytest.mark.slow
+def test_a_reward_of_ones_own_rises_and_the_policy_leaves_its_start(go: Any, tmp_path: Path) -> None:
+    """The floor: within 24 steps (12 rounds of 8 pictures) what is drawn becomes darker by a twelfth; measured .0685 to .0787."""
+    rewards = {"metrics": {"ink.dark": 1.0}, "group_size": 8, "old_decay_rate": 0.0, "pull": 1e-6}
+    go(
+        max_train_steps=24, learning_rate=1e-3, use_lora=False, gradient_accumulation_steps=1, reward=rewards,
+        dataset={"type": "FigureDataset", "figures": "drawn:40:seed=5:style=small", "resolution": 128, "base_dir": ".",
+                 "parquet_base_path": ""},
+        text="online", use_parquet_dataset=False, model_output_dir=str(tmp_path),
+    )  # fmt: skip
+    dark = [row["reward_ink.dark"] for row in lines(tmp_path)]
+    assert sum(dark[-6:]) > sum(dark[:6]) * 13 / 12, dark
+    assert lines(tmp_path)[0]["reward_distance_to_start"] == 0 < lines(tmp_path)[-1]["reward_distance_to_start"]
+
+
+@pytest.mark.parametrize("figure", [False, True], ids=["all drawn", "the last is the figure"])
+def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
+    figure: bool, store_config: dict, tmp_path: Path, fresh_accelerate: Any
+) -> None:
+    """Three prompts of two pictures; those of the second score the same, so that it is left out, and counts in the mean."""
+    values = merged(merged(store_config, **DRAWS), train_batch_size=3, model_output_dir=str(tmp_path))
+    values = merged(values, reward={"pull": 0.7, "include_figure": figure, "metrics": {"ink.dark": 1.0}})
+    run = Training(Config.model_validate(values))
+    settings, model = run.config.reward, run.model
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in run.parameters.values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        run.rounds.old.update(1)  # type: ignore[union-attr]
+        for parameter in run.parameters.values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    batch = run.dataset.batch([0, 1, 2])
+    clean = torch.randn(6, *model.normalize(batch.latents[:1]).shape[1:])
+    scores = torch.tensor([[0.1], [0.9], [0.5], [0.5], [0.8], [0.2]])
+    place = Place(7, 3, 0, 1)
+    found = run.objective(model, replace(batch, drawn=Drawn(clean, scores)), place, run.config, run.empty_text)
+    names = reward.picture_ids(batch.sample_ids, 2)
+    sigmas = drawn_sigma(names, place, run.config, clean.shape[-1] * clean.shape[-2], 6)
+    noise = flow.keyed_noise(7, 3, names, clean.shape[1:])
+    losses, distances = [], []
+    for at in (0, 1, 4, 5):
+        text = model.collate_text([batch.text[at // 2]])
+        sigma, x, e = sigmas[at : at + 1], clean[at : at + 1], noise[at : at + 1]
+        noisy = (1 - sigma) * x + sigma * e
+        with torch.no_grad():
+            v = model.velocity(noisy, sigma, text)
+            with model.as_old_policy():
+                old = model.velocity(noisy, sigma, text)
+            with model.as_reference():
+                start = model.velocity(noisy, sigma, text)
+        good = 0.75 if scores[at] > 0.5 else 0.25  # one standard deviation up or down, limit 2
+        case = {"velocity": v, "old": old, "noisy": noisy, "clean": x, "noise": e}
+        case = {**{name: part.double() for name, part in case.items()}, "sigma": sigma.double(), "quality": torch.tensor([good])}
+        one = reward.contrasted(**case, settings=settings)
+        distances.append((v - start).pow(2).mean().item())
+        losses.append(one.item() + 0.7 * distances[-1])
+    assert found.loss.item() == pytest.approx(sum(losses) / 6, rel=1e-4)
+    assert len(found.per_sample) == 4 and found.loss.requires_grad
+    means = dict(zip(found.means.names, found.means.sums.T.tolist(), strict=True))
+    assert means["reward_groups_that_differ"] == [2.0, 3.0]
+    assert means["reward_distance_to_start"] == pytest.approx([sum(distances), 4.0], rel=1e-4)
+    drawn = scores[::2] if figure else scores
+    assert means["reward_ink.dark"] == pytest.approx([drawn.sum().item(), len(drawn)])
+
+
+def test_where_no_group_differs_the_loss_is_0_and_has_a_gradient(store_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
+    """Every rank of DDP and FSDP2 runs its backward."""
+    run = Training(Config.model_validate(merged(merged(store_config, **DRAWS), model_output_dir=str(tmp_path))))
+    batch = run.dataset.batch([0])
+    clean = torch.randn(2, *run.model.normalize(batch.latents[:1]).shape[1:])
+    drawn = replace(batch, drawn=Drawn(clean, torch.full((2, 2), 0.5)))
+    found = run.objective(run.model, drawn, Place(0, 0, 0, 1), run.config, run.empty_text)
+    found.loss.backward()
+    assert found.loss.item() == 0 and all(p.grad is not None and not p.grad.any() for p in run.parameters.values())
+    means = dict(zip(found.means.names, found.means.sums.T.tolist(), strict=True))
+    assert means["reward_distance_to_start"] == [0.0, 0.0] and means["reward_ink.dark"] == [1.0, 2.0]
+
+
+def test_the_last_picture_of_a_group_can_be_the_datas_own_figure(go: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[Any] = []
+    objective = reward.reward_loss
+
+    def noted(model: Any, batch: Any, place: Any, config: Any, empty: Any) -> Any:
+        seen.append(batch)
+        return objective(model, batch, place, config, empty)
+
+    monkeypatch.setattr("OpenSciDraw.training.build.TRAIN_ITERATION_FUNCS.get", lambda name: noted)
+    options = {"include_figure": True, "group_size": 3, "draw_batch": 1}
+    run = go(max_train_steps=1, train_batch_size=2, gradient_accumulation_steps=1, reward=options, model_output_dir=str(tmp_path))
+    (batch,) = seen
+    assert batch.drawn.clean.shape[0] == 6 and batch.drawn.scores.shape == (6, 2)
+    for number, name in enumerate(batch.sample_ids):
+        row = list(run.dataset.rows.ids()).index(name)
+        own = run.model.normalize(run.dataset.batch([row]).latents)
+        assert torch.equal(batch.drawn.clean[3 * number + 2], own[0])
+        assert not torch.equal(batch.drawn.clean[3 * number], own[0])
 
 
 # -- the watch ---------------------------------------------------------------------------------------------------------------
