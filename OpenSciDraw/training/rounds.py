@@ -8,7 +8,6 @@ the old policy, so a run that goes on draws the same pictures again.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,8 +31,6 @@ from OpenSciDraw.training.scorers import Scorers, Scoring, known_figures
 
 if TYPE_CHECKING:
     from OpenSciDraw.training.run import Training
-
-_LOG = logging.getLogger("OpenSciDraw")
 
 
 class Rounds:

@@ -26,10 +26,11 @@ DRAWS = {
 
 @pytest.mark.parametrize("guidance", [1.0, None])
 def test_flops_are_those_of_drawing_and_of_the_objective(
-    guidance: float | None, store_config: dict, tmp_path: Path, fresh_accelerate: Any
+    guidance: float | None, group_config: dict, tmp_path: Path, fresh_accelerate: Any
 ) -> None:
-    """Counted on a batch whose groups all differ: within 3 %."""
-    values = merged(merged(store_config, **DRAWS), reward={"draw_guidance": guidance}, model_output_dir=str(tmp_path))
+    """Counted on a batch whose groups all differ: within 3 %. Figures of one size, of a store of groups."""
+    figures = merged(group_config, dataset={"type": "ArXiVParquetDatasetV2"}, held_out_examples=2)
+    values = merged(merged(figures, **DRAWS), reward={"draw_guidance": guidance}, model_output_dir=str(tmp_path))
     config = Config.model_validate(values)
     step = make_plan(config, "H100-80GB").steps[-1]
     run = Training(config)
