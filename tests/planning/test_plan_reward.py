@@ -20,7 +20,7 @@ from OpenSciDraw.training.run import Training
 
 DRAWS = {
     "train_iteration_func_name": "reward", "train_batch_size": 2, "guidance_scale": 3.0,
-    "reward": {"group_size": 2, "draw_steps": 3, "processes": 0, "steps_per_round": 2},
+    "reward": {"group_size": 2, "draw_steps": 3, "processes": 0, "steps_per_round": 2, "figures": "drawn:8:style=small"},
 }  # fmt: skip
 
 
