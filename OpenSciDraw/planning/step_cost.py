@@ -243,7 +243,7 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
             with count_flops() as counter:
                 forward().float().pow(2).mean().backward()
             numbers += [counter.get_total_flops() + round(others), measure_saved_bytes(forward, transformer)]
-    return _Run(*numbers, drawing=drawing)
+    return _Run(numbers[0], numbers[1], numbers[2], numbers[3], drawing)
 
 
 def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:

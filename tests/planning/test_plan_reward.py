@@ -36,7 +36,7 @@ def test_flops_are_those_of_drawing_and_of_the_objective(
     run = Training(config)
     batch, model = run.dataset.batch([0, 1]), run.model
     clean = torch.randn(4, *model.normalize(batch.latents[:1]).shape[1:])
-    drawn = Drawn(clean, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]] * 2))
+    drawn = Drawn(clean, torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]] * 2))
     object.__setattr__(batch, "drawn", drawn)
     text = model.collate_text([batch.text[0]] * 4)
     with norms_as_on_a_gpu(), count_flops() as drawing:
