@@ -6,10 +6,10 @@ May use: utils.
 from OpenSciDraw.config.drawing import Drawing, drawing_as_asked, drawing_of_run
 from OpenSciDraw.config.files import load_config, load_saved_config
 from OpenSciDraw.config.schema import SECRET_KEYS, Config
-from OpenSciDraw.config.sections import DistillConfig, EncodeConfig, EvaluateConfig, PreferenceConfig
+from OpenSciDraw.config.sections import DistillConfig, EncodeConfig, EvaluateConfig, PreferenceConfig, RewardConfig
 from OpenSciDraw.config.text import save_config
 
 __all__ = [
     "SECRET_KEYS", "Config", "DistillConfig", "Drawing", "EncodeConfig", "EvaluateConfig", "PreferenceConfig",
-    "drawing_as_asked", "drawing_of_run", "load_config", "load_saved_config", "save_config",
+    "RewardConfig", "drawing_as_asked", "drawing_of_run", "load_config", "load_saved_config", "save_config",
 ]  # fmt: skip

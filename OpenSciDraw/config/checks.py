@@ -16,6 +16,7 @@ FIGURE_DATASET = "FigureDataset"  # figures encoded while training; every other 
 MIXED_DATASET = "ArXiVParquetDatasetV4"  # of figures and edits in two folders
 GROUP_DATASET = "PreferenceGroups"  # of winners with their losers
 PREFERENCE_OBJECTIVES = ("dpo", "mdpo")
+REWARD_OBJECTIVE = "reward"
 MIN_PRODIGY_RATE, MAX_PRODIGY_RATE = 0.1, 10.0
 MAX_ADAM_RATE = 0.1
 
@@ -33,7 +34,7 @@ class CrossFieldError(ValueError):
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
     checks = (
-        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _validation,
+        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _rewards, _validation,
         distillation_problems, validation_model_problems,
     )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
@@ -49,6 +50,7 @@ def _registered_names(config: Config) -> list[Problem]:
         ("train_iteration_func_name", TRAIN_ITERATION_FUNCS, config.train_iteration_func_name),
         ("validation_func_name", VALIDATION_FUNCS, config.validation_func_name),
         *(("evaluate.metrics", METRICS, name) for name in config.evaluate.metrics),
+        *(("reward.metrics", METRICS, name.split(".")[0]) for name in config.reward.metrics),
     ]
     found: list[Problem] = []
     for name, registry, value in asked:
@@ -245,6 +247,29 @@ def _preferences(config: Config) -> list[Problem]:
     if settings.tau is not None and settings.mode != "mean":
         message = f"{settings.tau:g} with mode = {settings.mode!r}, which does not use it. Set tau = None, or mode = 'mean'."
         found.append((("preference.tau", "preference.mode"), message))
+    return found
+
+
+def _rewards(config: Config) -> list[Problem]:
+    settings, data = config.reward, config.dataset
+    if not config.trains_rewards:
+        return []
+    found: list[Problem] = []
+    unnamed = [name for name in settings.metrics if "." not in name.strip(".")]
+    if unnamed:
+        message = f"{unnamed[0]!r} names no score. Write 'metric.score', for example 'structure.labels'."
+        found.append((("reward.metrics",), message))
+    if not any(settings.metrics.values()):
+        found.append((("reward.metrics",), "no score has a weight above 0, so there is nothing to learn. Give one."))
+    if not (settings.figures or data.figures or config.encode.figures):
+        message = "what a picture should show is not known. Set it to the figures that the data were made of, e.g. 'drawn:2000'."
+        found.append((("reward.figures", "dataset.figures", "encode.figures"), message))
+    if data.type in (GROUP_DATASET, MIXED_DATASET):
+        message = f"'reward' draws pictures of prompts, and {data.type!r} has groups or edits. Choose another dataset."
+        found.append((("dataset.type", "train_iteration_func_name"), message))
+    if "held_out_loss" in settings.watch and not config.held_out_examples:
+        message = "held_out_loss is watched, and held_out_examples = 0 measures none. Set held_out_examples, or reward.watch = {}."
+        found.append((("reward.watch", "held_out_examples"), message))
     return found
 
 

@@ -21,6 +21,7 @@ from OpenSciDraw.config.checks import (
     GROUP_DATASET,
     MIXED_DATASET,
     PREFERENCE_OBJECTIVES,
+    REWARD_OBJECTIVE,
     require_agreement,
 )
 from OpenSciDraw.config.drawing import DISTILLATION
@@ -31,6 +32,7 @@ from OpenSciDraw.config.sections import (
     EncodeConfig,
     EvaluateConfig,
     PreferenceConfig,
+    RewardConfig,
     SamplerConfig,
     Section,
     TransformerConfig,
@@ -218,7 +220,7 @@ class Config(Section):
         "Prompt embeddings in the store, or encoded while training (FigureDataset: always online).",
     )
     caption_dropout: float = key(
-        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo', 'mdpo' and 'trajectory_distillation'.",
+        0.1, "Data", "Share of captions replaced by the empty prompt; none by 'dpo', 'mdpo', 'reward', 'trajectory_distillation'.",
         "probability", ge=0, le=1,
     )  # fmt: skip
     held_out_examples: int = key(64, "Data", "Rows kept from training for the held-out loss.", "rows", ge=0)
@@ -239,6 +241,7 @@ class Config(Section):
     distill: DistillConfig = key(
         DistillConfig, "Distill", "dict(steps=..., guidance=...): learning to draw in few steps (trajectory_distillation)."
     )
+    reward: RewardConfig = key(RewardConfig, "Reward", "dict(metrics=..., group_size=...): the objective 'reward'.")
     encode: EncodeConfig = key(
         EncodeConfig, "Encode", "dict(figures=..., resolution=...): how figures become encoded rows."
     )
@@ -326,7 +329,12 @@ class Config(Section):
     @property
     def needs_reference(self) -> bool:
         """Whether the objective runs the model that training began with beside the one that trains."""
-        return self.trains_preferences or self.distills
+        return self.trains_preferences or self.distills or (self.trains_rewards and self.reward.pull > 0)
+
+    @property
+    def trains_rewards(self) -> bool:
+        """Whether the objective learns from pictures that the model itself draws while it trains."""
+        return self.train_iteration_func_name == REWARD_OBJECTIVE
 
     def dataset_arguments(self) -> dict[str, Any]:
         """What the class of `dataset.type` is called with."""

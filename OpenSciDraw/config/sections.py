@@ -233,6 +233,50 @@ class DistillConfig(Section):
     )  # fmt: skip
 
 
+class RewardConfig(Section):
+    """What the objective `reward` draws, how it is scored, and how it learns from the scores (docs/reward.md)."""
+
+    metrics: dict[str, Annotated[float, Field(ge=0)]] = key(
+        {"structure.components": 1.0, "structure.arrows": 1.0, "structure.labels": 1.0}, "Reward",
+        "Scores that are rewarded, 'metric.score', each with its weight; with weight 0 a score is logged and not rewarded.",
+    )  # fmt: skip
+    figures: str | None = key(
+        None, "Reward", "What is known of each prompt's figure (as evaluate.figures, same ids as the data); None = what the data "
+        "were made of: dataset.figures or encode.figures.",
+    )  # fmt: skip
+    group_size: int = key(8, "Reward", "Pictures drawn of each prompt, which are compared with each other.", "pictures", ge=2)
+    include_figure: bool = key(
+        False, "Reward", "The last picture of each group is the data's own figure: something to learn where all drawn ones fail."
+    )
+    draw_steps: int | None = key(None, "Reward", "Steps of a drawn picture; None = num_inference_steps.", "sampling steps", ge=1)
+    draw_guidance: float | None = key(None, "Reward", "Guidance of a drawn picture; None = as in validation.", "factor", ge=0)
+    draw_batch: int | None = key(None, "Reward", "Pictures drawn at once; None = a micro-step's.", "pictures", ge=1)
+    steps_per_round: int = key(
+        1, "Reward", "Steps that learn from what one round has drawn, each at noise levels of its own.", "optimizer steps", ge=1
+    )
+    processes: int = key(2, "Reward", "Processes that score beside the training; 0 = the training process.", "processes", ge=0)
+    advantage_limit: float = key(
+        2.0, "Reward", "Advantages are cut here; a picture that far above its group's mean counts as wholly good.",
+        "standard deviations", gt=0,
+    )  # fmt: skip
+    mixing: float = key(
+        1.0, "Reward", "How far the good and the bad policy lie from the old one, in units of what the current one has moved.", gt=0
+    )
+    adaptive_weight: bool = key(True, "Reward", "Divide each picture's error by its mean absolute error, in clean latents.")
+    pull: float = key(0.1, "Reward", "Weight of the squared distance to the velocity of the model at the start.", ge=0)
+    old_decay_rate: float = key(
+        0.001, "Reward", "After each round the policy that draws keeps min(rate x round, old_decay_max) of itself.",
+        "per round", ge=0,
+    )  # fmt: skip
+    old_decay_max: float = key(0.5, "Reward", "Most that it keeps of itself.", "share", ge=0, lt=1)
+    watch: dict[str, Annotated[float, Field(gt=0)]] = key(
+        {"held_out_loss": 0.25}, "Reward",
+        "Numbers of the validation that are not rewarded, and how much worse than at the start each may become.",
+        "share of the start",
+    )  # fmt: skip
+    watch_action: Literal["stop", "warn"] = key("stop", "Reward", "What happens when one becomes worse than that.")
+
+
 def is_path(value: object) -> bool:
     named = value in PACKAGED_FEATURES or (isinstance(value, str) and value.startswith(("drawn:", "~")))
     return isinstance(value, str) and not named and not is_remote(value)

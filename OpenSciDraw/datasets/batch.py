@@ -44,6 +44,20 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """G pictures of each prompt of a batch, which the policy has drawn, and their scores; N = B G, prompt by prompt.
+
+    With `reward.include_figure` the last of each G is the data's own figure.
+
+    `clean` (N, Cn, hn, wn) normalised latents on the device; `scores` (N, M) in [0, 1], on the CPU, one column for each of
+    `reward.metrics`, NaN where a score does not apply to a prompt.
+    """
+
+    clean: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """B samples of one bucket.
 
@@ -51,7 +65,7 @@ class Batch:
     `bad` the rows that were asked for and could not be read; `noise` (B, C h w) keyed by `micro_step` and sample, where the data
     workers have drawn it (datasets/ahead.py). Of edits `references`, each stacked to (B, …), `edit_boxes`, one entry for each
     sample, and `unprompted`, B tensors (L_i, D) or None, as in Sample. Of preferences `losers` (B, D, C, h, w) and `axes` (B, D),
-    on the CPU.
+    on the CPU. `drawn`: pictures of the captions, where training draws and scores some.
     """
 
     sample_ids: list[str]
@@ -67,6 +81,7 @@ class Batch:
     losers: Tensor | None = None
     axes: Tensor | None = None
     unprompted: list[Tensor] | None = None
+    drawn: Drawn | None = None
 
     def pictures(self) -> list[list[Tensor]]:
         """Of each sample the pictures that it edits, (3, H_i, W_i) in [-1, 1]; none where the batch carries latents."""

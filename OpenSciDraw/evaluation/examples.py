@@ -123,11 +123,12 @@ def load_examples(
         _LOG.warning("%s: %d figures cannot be used; the first: %s: %s", spec, len(rejected), first.id, first.reason)
     drawn = [ref for ref in refs if isinstance(ref, DrawnRef)]
     if drawn:
-        return [_drawn_example(ref) for ref in drawn]
+        return [drawn_example(ref) for ref in drawn]
     return _figure_examples(spec, refs, resolution)
 
 
-def _drawn_example(ref: DrawnRef) -> Example:
+def drawn_example(ref: DrawnRef) -> Example:
+    """The example of a figure that the program draws; it is drawn now, for its truth."""
     truth = ref.draw().truth
     size = truth["width"], truth["height"]
     return Example(ref.id, ref.caption, *size, truth, ref, sources=ref.references, edit_boxes=ref.edit_boxes)

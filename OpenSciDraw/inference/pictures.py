@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from OpenSciDraw.config import Config, Drawing, EncodeConfig, drawing_of_run
+from OpenSciDraw.config import Config, Drawing, EncodeConfig, drawing_as_asked, drawing_of_run
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import fitted
 from OpenSciDraw.figures.fitting import pixels_of, to_model_range
@@ -35,6 +35,12 @@ def drawing_of_trained(model: FigureModel, config: Config, steps: int | None = N
     if why and drawing == usual:
         _LOG.info("%s: drawing in %d steps without guidance", why, usual.steps)
     return drawing
+
+
+def draw_guidance(config: Config) -> float:
+    """Guidance of the pictures that training on rewards draws."""
+    given = config.reward.draw_guidance
+    return drawing_as_asked(config).guidance if given is None else given
 
 
 def resolutions(config: Config) -> list[tuple[int, int]]:

@@ -55,7 +55,9 @@ class Components(ABC):
         self._vae_copies: dict[torch.dtype, nn.Module] = {}
         self._transformer: nn.Module | None = None
         self._text_encoder: Any = None
-        self.reference_policy: Callable[[], AbstractContextManager[Any]] | None = None  # training sets it where one is asked for
+        # training sets them where an objective asks for one
+        self.reference_policy: Callable[[], AbstractContextManager[Any]] | None = None
+        self.old_policy: Callable[[], AbstractContextManager[Any]] | None = None
 
     @property
     def vae(self) -> Any:
@@ -98,6 +100,20 @@ class Components(ABC):
         if self.reference_policy is None:
             raise RuntimeError("no reference policy: only training with an objective that compares with one has it")
         with torch.no_grad(), self.reference_policy():
+            yield
+
+    @contextmanager
+    def as_old_policy(self) -> Iterator[None]:
+        """Inside, `velocity` is that of the policy that draws while training on rewards, without gradients.
+
+        Call it before the policy's own forward, as `as_reference`.
+
+        Raises:
+            RuntimeError: training has not set one up.
+        """
+        if self.old_policy is None:
+            raise RuntimeError("no old policy: only training with an objective that draws has it")
+        with torch.no_grad(), self.old_policy():
             yield
 
     @property

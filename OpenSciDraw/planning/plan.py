@@ -90,7 +90,7 @@ def make_plan(
     if gpu not in GPUS or engine not in ENGINES:
         known = f"GPUs: {', '.join(GPUS)}. Engines: {', '.join(ENGINES)}."
         raise UserError(f"--gpu {gpu} --engine {engine}: not known. {known}")
-    if config.needs_reference and engine.startswith("zero"):
+    if (config.needs_reference or config.trains_rewards) and engine.startswith("zero"):
         raise UserError(f"--engine {engine}: {config.train_iteration_func_name!r} does not run under DeepSpeed. Take ddp or fsdp2.")
     if config.mixed_precision == "bf16" and not GPUS[gpu].bf16:
         raise UserError(f"{gpu} has no bf16: mixed_precision = 'bf16' does not run there. Set mixed_precision = 'fp16'.")
@@ -145,6 +145,7 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
         "gradients": plan.trainable * own / state_over,
         "optimizer": plan.trainable * optimizer_bytes(config) / state_over,
         "average (EMA)": plan.trainable * (8 if config.use_ema else 0) / weights_over,  # and the weights it stands in for
+        "old policy": plan.trainable * (4 + own if config.trains_rewards else 0) / weights_over,
         "gathered blocks": gathered,
         # fp32 to encode; half, where that is another, to draw
         "VAE": (4 + (half % 4 if draws else 0)) * sum(p.numel() for p in model.vae.parameters()),
@@ -196,7 +197,7 @@ def _disk(plan: Plan, config: Config, model: FigureModel, all_shapes: list[Shape
     plan.store_per_1000 = {"latents": 1000 * latents, "text (at most)": 1000 * text}
     own = 2 if config.master_weights == "bf16" else 4
     state = optimizer_bytes(config.model_copy(update={"offload_optimizer": False}))
-    plan.checkpoint = plan.trainable * (own + state + (4 if config.use_ema else 0))
+    plan.checkpoint = plan.trainable * (own + state + 4 * (config.use_ema + config.trains_rewards))
     plan.checkpoints = config.checkpoints_total_limit
 
 
@@ -250,7 +251,7 @@ def plan_with_changes(config: Config, gpu: str, gpus: int, engine: str, mfu: flo
 # -- output -------------------------------------------------------------------------------------------
 def format_plan(plan: Plan) -> str:
     """The plan as text."""
-    gpu, largest = GPUS[plan.gpu], plan.steps[-1].shape
+    gpu, largest, typical = GPUS[plan.gpu], plan.steps[-1].shape, plan.steps[0]
     way = plan.engine if plan.gpus > 1 else "one process"
     beside = "reference" if _BESIDE[False] in plan.memory else "2nd base"
     counts = f"{plan.trainable / 1e6:,.2f} M trained, {plan.frozen / 1e6:,.2f} M frozen"
@@ -277,6 +278,8 @@ def format_plan(plan: Plan) -> str:
             f"    {name:<10}{s.width:>8} x {s.height:<6}{s.tokens:>6} + {s.text:<6}{step.flops / 1e12:>9.2f}"
             f"{step.kept / GB:>11.2f} GB{step.blocks_kept:>9} of {step.blocks}"
         )
+    if typical.drawing:
+        lines += [f"    drawing takes {typical.drawing / typical.flops:.0%} of it (decoding and scoring are not counted)"]
     images = plan.effective_batch / plan.step_seconds
     lines += ["", f"  time at {plan.mfu:.0%} of peak: {plan.step_seconds:.2f} s a step ({images:.2f} images/s over all devices)"]
     if plan.total_steps:

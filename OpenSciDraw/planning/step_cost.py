@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from OpenSciDraw.datasets.batch import AXES
 from OpenSciDraw.encode.work import store_folder
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
+from OpenSciDraw.inference.pictures import draw_guidance
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.parallel.sharding import block_lists
 from OpenSciDraw.store.encoded import EncodedStore
@@ -48,7 +49,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-step of one device at one Shape: `kept` bytes for backward, `block` of them at most by one block."""
+    """One micro-step of one device at one Shape: `kept` bytes for backward, `block` of them at most by one block.
+
+    `drawing`: how many of the `flops` draw pictures, of training on rewards.
+    """
 
     shape: Shape
     flops: int
@@ -56,6 +60,7 @@ class Step:
     block: int
     blocks_kept: int
     blocks: int
+    drawing: int = 0
 
 
 @contextmanager
@@ -152,6 +157,7 @@ class _Run:
     kept: int
     recomputed_flops: int
     recomputed_kept: int
+    drawing: float = 0.0  # FLOPs, part of both
 
     def minus(self, other: _Run) -> _Run:
         return _Run(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -190,17 +196,24 @@ def norms_as_on_a_gpu() -> Iterator[None]:
 
 
 def pictures_of_a_sample(config: Config) -> int:
-    """How many pictures a sample of the batch is at most: of preferences a winner and a loser for each axis."""
+    """How many pictures a sample of the batch is at most: of preferences a winner and a loser for each axis, of rewards a group."""
+    if config.trains_rewards:
+        return config.reward.group_size
     return 1 + len(AXES) if config.trains_preferences else 1
 
 
 def forwards_beside(config: Config) -> float:
     """Forwards without gradients of a micro-step, beside the one that trains: the reference's, the teacher's, the student's own."""
     if not config.distills:
-        return float(config.trains_preferences)
+        return float(config.needs_reference)
     steps, teacher = config.distill.steps, drawing_of_teacher(config)
     own = (steps - 1) / 2 if config.distill.inputs == "student" else 0.0  # of samples that begin at the steps alike
     return own + teacher.steps // steps * (2 if teacher.guidance > 1 else 1)
+def _drawing_forwards(config: Config) -> float:
+    """Forwards of the whole batch by which a micro-step's pictures are drawn, shared out over the steps that learn from them."""
+    steps: float = config.reward.draw_steps or config.num_inference_steps
+    steps *= 1 - config.reward.include_figure / config.reward.group_size
+    return steps * (2 if draw_guidance(config) > 1 else 1) / config.reward.steps_per_round if config.trains_rewards else 0
 
 
 def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
@@ -221,18 +234,24 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
             with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
                 return model.velocity(noisy, torch.full((len(noisy),), 0.5), text, *([references] if references else []))
 
-        numbers, forwards = [], forwards_beside(config)
+        def without_gradients(adapted: bool) -> int:
+            with count_flops() as counter, torch.no_grad():
+                with nullcontext() if adapted else adapters_off(transformer):
+                    forward()
+            return counter.get_total_flops()
+
+        drawing = _drawing_forwards(config) * without_gradients(True) if config.trains_rewards else 0.0
+        others = drawing + (without_gradients(True) if config.trains_rewards else 0)  # the old policy
+        if beside := forwards_beside(config):  # by the same transformer, or one of the same shapes
+            others += beside * without_gradients(False)
+        numbers: list[int] = []
         for recompute in (False, True):
             if recompute:
                 ActivationBudget(transformer, None)
             with count_flops() as counter:
                 forward().float().pow(2).mean().backward()
-            with count_flops() as beside, torch.no_grad(), adapters_off(transformer):  # as the reference runs, of the same shapes
-                if forwards:
-                    forward()
-            flops = counter.get_total_flops() + round(forwards * beside.get_total_flops())
-            numbers += [flops, measure_saved_bytes(forward, transformer)]
-    return _Run(*numbers)
+            numbers += [counter.get_total_flops() + round(others), measure_saved_bytes(forward, transformer)]
+    return _Run(numbers[0], numbers[1], numbers[2], numbers[3], drawing)
 
 
 def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
@@ -251,7 +270,7 @@ def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
             each += [one] * count
     largest = max((one.kept for one in each), default=0)
     if not config.gradient_checkpointing:
-        return Step(shape, whole.flops, whole.kept, largest, len(each), len(each))
+        return Step(shape, whole.flops, whole.kept, largest, len(each), len(each), round(whole.drawing))
     flops, kept, used, stay = whole.recomputed_flops, whole.recomputed_kept, 0, 0
     for at, one in enumerate(each, 1):
         inputs, cost = one.recomputed_kept, one.kept - one.recomputed_kept
@@ -259,7 +278,7 @@ def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
         if budget and keeps(budget, used, cost, inputs, len(each) - at):
             used, kept, stay = used + cost, kept + cost, stay + 1
             flops -= one.recomputed_flops - one.flops
-    return Step(shape, flops, kept, largest, stay, len(each))
+    return Step(shape, flops, kept, largest, stay, len(each), round(whole.drawing))
 
 
 def _inputs(model: FigureModel, shape: Shape, batch: int) -> tuple[Tensor, TextBatch, list[Tensor]]:

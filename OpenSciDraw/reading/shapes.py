@@ -29,8 +29,7 @@ class Region:
 
 def _fill_mask(work: Work) -> np.ndarray:
     """Pixels of a pastel fill: neither paper nor stroke."""
-    low, high = work.rgb.min(2), work.rgb.max(2)
-    return ((low < 243) & (high > 195) & (work.luma > 170)).astype(np.uint8)
+    return ((work.low < 243) & (work.high > 195) & (work.luma > 170)).astype(np.uint8)
 
 
 def find_regions(work: Work) -> list[Region]:
@@ -42,7 +41,7 @@ def find_regions(work: Work) -> list[Region]:
     joined = cv2.morphologyEx(core, cv2.MORPH_CLOSE, np.ones((3 * unit, 3 * unit), np.uint8))
     joined = cv2.bitwise_and(joined, 1 - _stroke_walls(work))
     count, blobs, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
-    marked = (work.rgb.min(2) < 236).astype(np.uint8)
+    marked = (work.low < 236).astype(np.uint8)
     found: list[Region] = []
     smallest = (5 * work.scale) ** 2
     for index in range(1, count):
@@ -50,7 +49,7 @@ def find_regions(work: Work) -> list[Region]:
             continue
         mask = _filled((blobs == index).astype(np.uint8))
         near = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=round(3 * work.scale))
-        outlined = _filled(near & marked)  # with its outline, and the first pixels of arrows, which opening takes off again
+        outlined = _filled(cv2.bitwise_and(near, marked))  # with its outline, and the first pixels of arrows, which opening takes off again
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3 * unit + 1, 3 * unit + 1))
         grown = cv2.morphologyEx(outlined, cv2.MORPH_OPEN, disc)
         if not grown.any():
@@ -66,8 +65,7 @@ def find_regions(work: Work) -> list[Region]:
 
 def _stroke_walls(work: Work) -> np.ndarray:
     """Dark or saturated pixels: outlines, which part one fill from the next."""
-    low, high = work.rgb.min(2), work.rgb.max(2)
-    return ((work.luma < 150) | (high - low > 110)).astype(np.uint8)
+    return ((work.luma < 150) | (work.high - work.low > 110)).astype(np.uint8)
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def _curves(work: Work, axes: tuple[float, float, float, float]) -> dict[str, np
     left, top, right, bottom = (int(v) for v in axes)
     pad = round(2.5 * work.scale)
     area = work.rgb[top : bottom - pad, left + pad : right]
-    low, high = area.min(2), area.max(2)
+    low, high = (part[top : bottom - pad, left + pad : right] for part in (work.low, work.high))
     stroke = (low < 150) & ((high - low > 45) | ((high < 150) & (low > 60)))
     names = list(PALETTE)
     pure = np.array([PALETTE[name][1] for name in names], np.float32)
@@ -98,8 +98,7 @@ def _outer_texts(work: Work, inside: np.ndarray, axes: tuple[float, float, float
 
     free = 1 - cv2.dilate(inside, np.ones((3, 3), np.uint8), iterations=round(1.5 * work.scale))
     ink = np.clip((225 - work.luma) / 180, 0, 1)
-    low, high = work.rgb.min(2), work.rgb.max(2)
-    ink = ink * free * (high - low < 60)
+    ink = ink * free * (work.high - work.low < 60)
     strong = (ink > 0.5).astype(np.uint8)
     count, blobs, stats, _ = cv2.connectedComponentsWithStats(strong, connectivity=8)
     texts = []

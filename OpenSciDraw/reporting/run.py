@@ -64,6 +64,7 @@ def run_page(run: RunData) -> str:
     return page.document(f"Run {run.name}", lead, [
         ("Before and after", sections.before_after(run, pictures)),
         ("Scores", sections.scores(run)),
+        ("Rewards", sections.rewards(run)),
         ("Loss", sections.curves(run)),
         ("Pictures by step", sections.samples(run, pictures)),
         ("Rate, speed and memory", sections.pace(run)),

@@ -45,6 +45,29 @@ def curves(run: RunData) -> str:
     return _charts(made)
 
 
+def rewards(run: RunData) -> str:
+    """Of training on rewards: what is rewarded, what is scored beside it, how far the policy has moved."""
+    section = run.config.get("reward")
+    weights = section.get("metrics") if isinstance(section, dict) else None
+    known = {key.removeprefix("reward_"): run.series(key) for key in run.keys("reward_")}
+    if not known:
+        return ""
+    rewarded = [name for name, weight in weights.items() if weight] if isinstance(weights, dict) else []
+    moved = {"distance_to_start": "from the start", "distance_to_old": "from the policy that draws"}
+    beside = [name for name in known if "." in name and name not in rewarded]
+
+    def lines(names: Sequence[str]) -> list[Line]:
+        return [Line(name, smoothed(known[name], 0.15)) for name in names if name in known]
+
+    return _charts([
+        chart("Rewards of the pictures drawn, smoothed", lines(rewarded), "score"),
+        chart("Scores that are not rewarded, of the same pictures, smoothed", lines(beside), "score"),
+        chart("Share of prompts whose pictures differ in score", lines(["groups_that_differ"]), "share"),
+        chart("Distance of the velocity, squared", [Line(said, known[name]) for name, said in moved.items() if name in known],
+              "mean square"),
+    ])  # fmt: skip
+
+
 def pace(run: RunData) -> str:
     return _charts([
         chart("Learning rate", [Line("rate", run.series("lr"))], "rate"),

@@ -113,16 +113,20 @@ def text_rows(model: FigureModel, batch: Batch, dropped: Sequence[bool], empty_t
 
 def drawn_noise(batch: Batch, place: Place, config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:
     """Noise level (B,) and noise like `clean` (B, Cn, hn, wn) of a micro-step: functions of its place and the samples' ids."""
-    ids = batch.sample_ids
-    first, total = place.rank * config.train_batch_size, place.world_size * config.train_batch_size
+    tokens = clean.shape[-2] * clean.shape[-1]
+    sigma = drawn_sigma(batch.sample_ids, place, config, tokens, config.train_batch_size).to(clean.device, non_blocking=True)
+    drawn = batch.noise if batch.micro_step == place.micro_step else None
+    return sigma, flow.noise_of(drawn, place.seed, place.micro_step, batch.sample_ids, clean)
+
+
+def drawn_sigma(ids: Sequence[str], place: Place, config: Config, tokens: int, of_a_rank: int) -> Tensor:
+    """Noise level (B,), on the CPU, of pictures of `tokens` tokens, spread evenly over the `of_a_rank` pictures of every rank."""
+    first, total = place.rank * of_a_rank, place.world_size * of_a_rank
     quantile = flow.stratified_quantiles(place.seed, place.micro_step, ids, first, total)
     sigma = flow.sigma_of_quantile(
         quantile, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
     )
-    shift = flow.shift_of(config.timestep_shift, tokens=clean.shape[-2] * clean.shape[-1])
-    sigma = flow.shift_sigma(sigma, shift).to(clean.device, non_blocking=True)
-    drawn = batch.noise if batch.micro_step == place.micro_step else None
-    return sigma, flow.noise_of(drawn, place.seed, place.micro_step, ids, clean)
+    return flow.shift_sigma(sigma, flow.shift_of(config.timestep_shift, tokens=tokens))
 
 
 def edit_weights(boxes: Sequence[Tensor | None], height: int, width: int, config: Config) -> Tensor:

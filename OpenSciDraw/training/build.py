@@ -30,8 +30,10 @@ from OpenSciDraw.training.compile_trial import compile_blocks, may_compile
 from OpenSciDraw.training.launch import build_accelerator
 from OpenSciDraw.training.memory.activations import set_checkpointing
 from OpenSciDraw.training.memory.offload import BlockOffload
+from OpenSciDraw.training.old_policy import OldPolicy
 from OpenSciDraw.training.optimizers import choice as optim
 from OpenSciDraw.training.reference import Reference
+from OpenSciDraw.training.rounds import Rounds
 from OpenSciDraw.training.stopping import ShieldedWorker, StopSignals
 from OpenSciDraw.training.validation_model import ValidationModel
 from OpenSciDraw.utils.files import parse_json
@@ -105,10 +107,10 @@ class Run:
             "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
             "offload_optimizer": config.offload_optimizer, "fp8_products": config.fp8_products,
         }  # fmt: skip
-        if self.zero and config.needs_reference:
+        if self.zero and (config.needs_reference or config.trains_rewards):
             raise UserError(
                 f"train_iteration_func_name = {config.train_iteration_func_name!r} does not go with DeepSpeed (accelerate's file "
-                "asks for it), whose engine runs no reference beside the transformer that trains. Use an FSDP2 or DDP file."
+                "asks for it), whose engine runs no other policy beside the one that trains. Use an FSDP2 or DDP file."
             )
         if self.zero:  # it flattens parameters, which these cannot work on
             refused |= {"validation_model": config.validation_model is not None}
@@ -184,7 +186,7 @@ class Run:
         prompts, shown = [*config.validation_prompts, *(example.prompt for example in examples)], len(config.validation_prompts)
         negative = config.negative_prompt or ""
         online = config.text == "online" or not config.use_parquet_dataset
-        if online or prompts or empty is None:
+        if online or prompts or empty is None or (config.trains_rewards and negative):
             self.model.load_text_encoder()
             sees = self.model.text_sees_pictures  # else the pictures of examples are read one by one, when they are drawn
             images = [*(self.validation_images or [[]] * shown)]
@@ -245,8 +247,8 @@ class Run:
         trainable.load_pretrained_adapter(self.parameters, start)
         if self.validation_model is not None and accelerator.is_main_process:
             self.validation_model.load()
-        # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free
-        each = 4 + 2 + 4 * config.use_ema + optim.optimizer_bytes(config)
+        # gradient, copy in bf16, averages, optimizer: not there yet when "auto" looks what is free
+        each = 4 + 2 + 4 * config.use_ema + 8 * config.trains_rewards + optim.optimizer_bytes(config)
         still_to_come = int(each * sum(sharding.local(p).numel() for p in self.parameters.values()))
         inner = accelerator.unwrap_model(model.transformer)
         self.activations = set_checkpointing(inner, config, accelerator.device, still_to_come)
@@ -262,6 +264,10 @@ class Run:
         self.average: WeightAverage | None = None
         if config.use_ema:
             self.average = WeightAverage(self.parameters, config.ema_decay, config.ema_steps, config.ema_update_after_step)
+        self.rounds: Rounds | None = None
+        if config.trains_rewards:
+            old = OldPolicy(model, self.parameters, config.reward, accelerator)
+            self.rounds = Rounds(config, model, old, self.prompts.negative)
 
     def _ask_for_compiling(self) -> bool:
         """One process of each machine tries, the others read what it found."""

@@ -1,4 +1,5 @@
-"""The reference policy: the transformer as it was when training began, with which preferences are compared, or which teaches.
+"""The reference policy: the transformer as it was when training began, with which preferences
+are compared, to which rewards are held, or which teaches.
 
 Of a LoRA it is the base: the same transformer with its adapters off. Of all weights it is a second, frozen transformer, read from
 where training started, also by a run that is resumed. Its blocks lie in CPU memory, in the type that the policy computes in, and
@@ -57,8 +58,8 @@ class Reference:
         """Raises UserError unless a checkpoint's reference (None: its run had none) is this one."""
         if identity is None:
             raise UserError(
-                f"{folder} was trained by an objective without a reference, so it cannot go on with one. Start a new run from its "
-                "weights: with pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
+                f"{folder} was trained without a reference, so it cannot go on with one. Start a new run from its weights: with "
+                "pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
             )
         if identity != self.identity:
             raise UserError(
@@ -87,6 +88,8 @@ def _settings(config: Config) -> str:
     """What the objective does, in a line's part."""
     if config.trains_preferences:
         return f"beta {config.preference.beta:g}, margin up to {config.preference.max_margin}"
+    if config.trains_rewards:
+        return f"pull {config.reward.pull:g}"
     teacher, steps = drawing_of_teacher(config), config.distill.steps
     guided = f"guidance {teacher.guidance:g}" if teacher.guidance > 1 else "no guidance"
     return f"{steps} steps without guidance learn from {teacher.steps} steps with {guided}; what is drawn has {steps} steps"

@@ -20,6 +20,7 @@ FIXED = {  # key -> why it cannot change
     **dict.fromkeys((f"preference.{rule}" for rule in (
         "axis_weights", "min_pictures", "min_reward", "min_gap", "other_gap_low", "other_gap_high", "min_total_gap",
         "other_gap_weight")), "it decides which rows there are"),
+    "reward.steps_per_round": "it decides when pictures are drawn",
     "use_ema": "an average has all steps in it or is none",
     "pretrained_lora_ckpt_path": "a run reads it when it starts",
     "fuse_pretrained_lora": "a run reads it when it starts",

@@ -26,6 +26,7 @@ from OpenSciDraw.training.run_log import RunLog, device_name, save_session
 from OpenSciDraw.training.state import SavedRun
 from OpenSciDraw.training.stopping import StopRequest
 from OpenSciDraw.training.validation_model import whole
+from OpenSciDraw.training.watch import require_no_worse, values_at_start
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.versions import versions
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
@@ -98,6 +99,10 @@ class Training(SavedRun):
         return " (FSDP2)" if self.sharding else f" (ZeRO-{self.zero.stage})" if self.zero else " (DDP)"
 
     def batches(self) -> Iterator[Batch]:
+        """What the loop trains on: the rank's batches, or what is drawn of their prompts."""
+        return self._read() if self.rounds is None else self.rounds.of(self, self._read())
+
+    def _read(self) -> Iterator[Batch]:
         """This rank's batches from the resumed place on, epoch after epoch, until the last step is done."""
         while self.step < self.total_steps:
             self.order.first = self.micro_step
@@ -221,6 +226,21 @@ class Training(SavedRun):
                 self.writer.submit(self.snapshot.reserve, self._content())
         if self.average is not None:
             self.average.update(self.step)
+        if self.rounds is not None:
+            self.rounds.end_step(self.step)
+
+    def _watch(self, values: dict[str, float]) -> None:
+        """Rank 0 has all values; where it stops, the others do, at the same step."""
+        problem: UserError | None = None
+        if self.accelerator.is_main_process:
+            start = values_at_start(self.log.path, self.config.reward.watch)
+            try:
+                require_no_worse(self.config.reward, start, values, self.step)
+            except UserError as error:
+                problem = error
+        found = torch.tensor(float(problem is not None)).to(self.accelerator.device)
+        if self.accelerator.reduce(found, reduction="sum").item():
+            raise problem or UserError("rank 0 has stopped: see its message.")
 
     def owes_validation(self) -> bool:
         """Whether this step's validation is due and has not been done, by this run or before it was resumed."""
@@ -250,5 +270,7 @@ class Training(SavedRun):
                 self._draw_on_validation_model()
         if values:
             self.log.metrics(self.step, values)
+        if self.rounds is not None:
+            self._watch(values)
         self.log.event("validated", self.step)
         self.log.exclude_time(time.perf_counter() - start)

@@ -26,7 +26,7 @@ from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import naming_full_disk
 from OpenSciDraw.utils.tensor_files import FULL_FOLDER
 from OpenSciDraw.weights import trainable
-from OpenSciDraw.weights.files import EMA_FOLDER, LORA_FILE, load_tree, save_tree
+from OpenSciDraw.weights.files import EMA_FOLDER, LORA_FILE, OLD_POLICY_FOLDER, load_tree, save_tree
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -95,6 +95,8 @@ class SavedRun(Run):
         sets: dict[str, Mapping[str, Tensor]] = {"": self.parameters}
         if self.average is not None:
             sets[EMA_FOLDER] = self.average.tensors
+        if self.rounds is not None:
+            sets[OLD_POLICY_FOLDER] = self.rounds.old.tensors
         return {name: trainable.values_to_save(transformer, values, self.config) for name, values in sets.items()}
 
     def _save_weights(
@@ -108,7 +110,7 @@ class SavedRun(Run):
         return {
             "step": self.step,
             "micro_step": self.micro_step,
-            "sampler": self.sampler.state_dict(),
+            "sampler": (self.rounds and self.rounds.began) or self.sampler.state_dict(),
             "settings": resuming.settings(self.config),
             "effective_batch": self.effective_batch,
             "mixed_precision": self.config.mixed_precision,
@@ -140,6 +142,8 @@ class SavedRun(Run):
             trainable.load_weights(self.parameters, folder, self.config)
         if self.average is not None:
             self._resume_average(folder)
+        if self.rounds is not None:
+            self._resume_old_policy(folder)
         trees = load_tree(folder / "optimizer", self._part_of_state)
         self.optimizer.load_state_dict(trees["optimizer"])
         self.schedule.load_state_dict(trees["schedule"])
@@ -162,6 +166,15 @@ class SavedRun(Run):
             raise UserError(f"{folder} holds no average (it was saved with use_ema = False). Set use_ema = False.")
         trainable.load_weights(self.average.tensors, folder / EMA_FOLDER, self.config)
 
+    def _resume_old_policy(self, folder: Path) -> None:
+        assert self.rounds is not None
+        if not (folder / OLD_POLICY_FOLDER).is_dir():
+            raise UserError(
+                f"{folder} was not trained on rewards, so it cannot go on with them. Start a new run from its weights: with "
+                "pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
+            )
+        trainable.load_weights(self.rounds.old.tensors, folder / OLD_POLICY_FOLDER, self.config)
+
     def _part_of_state(self, keys: tuple[Any, ...], source: Any, shape: tuple[int, ...]) -> Tensor | None:
         """Optimizer state of a dealt parameter is dealt as it is: this rank reads its own rows."""
         if keys[:2] != ("optimizer", "state"):
@@ -173,7 +186,8 @@ class SavedRun(Run):
         config, write = self.config, self.accelerator.is_main_process
         with naming_full_disk(self.output_dir, checkpoint.FULL_DISK):
             dtype = torch.float32 if config.upcast_before_saving else DTYPES[config.mixed_precision]
-            self._save_weights(self.output_dir, self._weights(), write, dtype)
+            final = {name: values for name, values in self._weights().items() if name != OLD_POLICY_FOLDER}
+            self._save_weights(self.output_dir, final, write, dtype)
         if write and config.push_to_hub:
             push_to_hub(config, self.output_dir / (LORA_FILE if self.layers else FULL_FOLDER))
         self.accelerator.wait_for_everyone()

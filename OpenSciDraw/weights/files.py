@@ -21,6 +21,7 @@ from OpenSciDraw.utils.tensor_files import TensorReader, open_tensors
 _NAME = re.compile(r"checkpoint-(\d+)")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 EMA_FOLDER = "ema"
+OLD_POLICY_FOLDER = "old_policy"
 FILE_BYTES = 5_000_000_000
 
 

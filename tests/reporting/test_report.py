@@ -248,3 +248,17 @@ def test_a_browser_runs_the_page_without_an_error(tmp_path: Path) -> None:
     assert "CONSOLE" not in done.stderr, done.stderr
     done = subprocess.run([*command[:-1], blocked.as_uri()], capture_output=True, text=True, timeout=120, check=False)
     assert "<title>ran</title>" not in done.stdout and "Content Security Policy" in done.stderr
+
+
+def test_rewards_stand_beside_what_is_not_rewarded(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", reward={"metrics": {"structure.labels": 1.0, "structure.colour": 0.0, EVIL: 1.0}})
+    assert "Rewards of the pictures drawn" not in text_of(run)
+    names = ("structure.labels", "structure.colour", "groups_that_differ", "distance_to_start", "distance_to_old", EVIL)
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in (60, 70):
+            file.write(json.dumps({"step": step, **{f"reward_{name}": 0.5 for name in names}}) + "\n")
+    html = text_of(run)
+    for wanted in ("Rewards of the pictures drawn", "Scores that are not rewarded", "Share of prompts whose pictures differ",
+                   "Distance of the velocity", "structure.colour", "from the policy that draws"):  # fmt: skip
+        assert wanted in html, wanted
+    assert EVIL not in html
