@@ -19,7 +19,7 @@ from OpenSciDraw.inference.pictures import encode_prompt, grid, guidance_of, pic
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
-from OpenSciDraw.weights.trainable import attach_lora, load_pretrained
+from OpenSciDraw.weights.start import attach_adapter, load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -62,7 +62,7 @@ def load_for_inference(
     model.free_text_encoder()
     model.load_vae()
     model.load_transformer()
-    load_pretrained(model.transformer, config)  # all weights, or a base that training changed first
+    load_pretrained(model, config)  # all weights, or a base that training changed first
     return model, rows, images
 
 
@@ -79,7 +79,7 @@ def main(arguments: Namespace) -> int:
     model, rows, images = load_for_inference(trained, arguments.prompt, negative, arguments.image)
     pipe = model.pipeline(model.transformer)
     if trained.is_lora:
-        attach_lora(pipe, trained.path)
+        attach_adapter(model, pipe, trained.path)
     side = config.encode.resolution
     default = [image.size for image in images[:1]] or resolutions(config)[:1] or [(side, side)]
     width, height = arguments.width or default[0][0], arguments.height or default[0][1]

@@ -20,6 +20,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import vae_precision
 from OpenSciDraw.models.components import Components
 from OpenSciDraw.models.fingerprints import fingerprint, tokenizer_fingerprint
+from OpenSciDraw.models.original_names import Place
 from OpenSciDraw.models.source import ModelSource, load_component
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
@@ -186,6 +187,13 @@ class FigureModel(Components):
     @abstractmethod
     def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
         """LoRA tensors in diffusers names -> the original repository's names that ComfyUI loads, with alpha."""
+
+    def original_place(self, parameter: str) -> Place | None:
+        """Where a parameter of diffusers' transformer lies in the original file of all weights, which ComfyUI loads.
+
+        None: the original has none, or the family does not say. Such weights are exported to diffusers alone.
+        """
+        return None
 
     # -- contract ------------------------------------------------------------------------------------
     @abstractmethod

@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.models.original_names import Place
 from OpenSciDraw.registry import MODELS
 
 # The pipeline's prompt template and the number of its leading tokens that it drops (QwenImagePipeline.__init__).
@@ -205,6 +206,10 @@ class QwenImage(FigureModel):
             out[f"{key}.lora_up.weight"] = layers[f"{module}.lora_B.weight"].contiguous()
             out[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
         return out
+
+    def original_place(self, parameter: str) -> Place | None:
+        """The original has diffusers' names."""
+        return Place(parameter)
 
     def family_contract(self) -> dict[str, dict[str, Any]]:
         latents = {

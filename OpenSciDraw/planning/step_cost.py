@@ -28,7 +28,7 @@ from OpenSciDraw.store.table import StoreTable
 from OpenSciDraw.training.memory.activations import ActivationBudget, keeps, measure_saved_bytes
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.weights import trainable
-from OpenSciDraw.weights.adapters import adapters_off
+from OpenSciDraw.weights.kinds import switched_off
 from OpenSciDraw.weights.precision import autocast_type, compute_throughout
 from OpenSciDraw.weights.trainable import resolve_lora_layers
 
@@ -217,7 +217,7 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
                 ActivationBudget(transformer, None)
             with count_flops() as counter:
                 if config.trains_preferences:  # the reference: the same transformer, or one of the same shapes
-                    with torch.no_grad(), adapters_off(transformer):
+                    with torch.no_grad(), switched_off(transformer):
                         forward()
                 forward().float().pow(2).mean().backward()
             numbers += [counter.get_total_flops(), measure_saved_bytes(forward, transformer)]

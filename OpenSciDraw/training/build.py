@@ -43,6 +43,7 @@ from OpenSciDraw.weights.files import list_checkpoints
 from OpenSciDraw.weights.fp8 import use_fp8_products
 from OpenSciDraw.weights.precision import autocast_type, cast_inputs, compute_throughout
 from OpenSciDraw.weights.quantization import quantization_config
+from OpenSciDraw.weights.start import load_pretrained, load_pretrained_adapter
 
 _LOG = logging.getLogger("OpenSciDraw")
 Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
@@ -111,7 +112,8 @@ class Run:
             )
         if self.zero:  # it flattens parameters, which these cannot work on
             refused |= {"use_ema": config.use_ema, "optimizer": config.optimizer != "AdamW", "use_8bit_adam": config.use_8bit_adam,
-                        "master_weights": config.master_weights != "fp32"}  # fmt: skip
+                        "master_weights": config.master_weights != "fp32",
+                        "adapter_type": config.adapter_type != "lora"}  # fmt: skip
         found = [name for name, is_set in refused.items() if is_set]
         if (self.sharding or self.zero) and found:
             values = ", ".join(f"{name} = {getattr(config, name)!r}" for name in found)
@@ -213,7 +215,7 @@ class Run:
             model.transformer = model.empty_transformer(dtype)
         else:
             model.load_transformer(quantization_config(config, model), torch.device("cpu") if config.offload else None, dtype)
-            trainable.load_pretrained(model.transformer, start)
+            load_pretrained(model, start)
         self.layers = trainable.make_trainable(model.transformer, config)
         if config.fp8_products:
             _LOG.info("8-bit float products in %d frozen layers", use_fp8_products(model.transformer, accelerator.device))
@@ -233,7 +235,7 @@ class Run:
             model.transformer = accelerator.prepare(model.transformer)
         self.reference = Reference(model, config, accelerator, self.sharding) if config.trains_preferences else None
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
-        trainable.load_pretrained_adapter(self.parameters, start)
+        load_pretrained_adapter(model, self.parameters, start)
         # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free
         each = 4 + 2 + 4 * config.use_ema + optim.optimizer_bytes(config)
         still_to_come = int(each * sum(sharding.local(p).numel() for p in self.parameters.values()))
