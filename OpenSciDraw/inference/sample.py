@@ -13,13 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from OpenSciDraw import flow
+from OpenSciDraw.config import load_config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
+from OpenSciDraw.inference.merge import read_adapters
 from OpenSciDraw.inference.pictures import encode_prompt, grid, guidance_of, pictures_to_edit, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
-from OpenSciDraw.weights.start import attach_adapter, load_pretrained
+from OpenSciDraw.weights.start import add_to_base, attach_adapter, load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -53,7 +55,7 @@ def load_for_inference(
     """The run's model, without its LoRA; the embeddings of `prompts` and of `negative` (last); the pictures that they edit."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = trained.config
-    if not trained.is_lora:
+    if not trained.is_lora and not trained.is_base:
         config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
     model = build_model(config, device)
     images = pictures_to_edit(image_files, model, config.encode, "--image")
@@ -69,15 +71,22 @@ def load_for_inference(
 def main(arguments: Namespace) -> int:
     """Draw `--num` pictures of each prompt into `--out`, with a grid of all.
 
+    `--lora` adapters are added to the base with their strengths; the run's own stays beside it.
+
     Raises:
-        UserError: sizes that the model cannot draw.
+        UserError: sizes that the model cannot draw, an adapter that does not fit.
     """
-    trained = find_trained(arguments.run, arguments.ema)
-    config = trained.config
+    if arguments.run.endswith(".py"):  # the model before training
+        config = load_config(arguments.run, complete=False)
+        trained = Trained(Path(arguments.run).absolute(), Path(config.model_output_dir), config, is_base=True)
+    else:
+        trained = find_trained(arguments.run, arguments.ema)
+        config = trained.config
     negative = arguments.negative_prompt if arguments.negative_prompt is not None else config.negative_prompt or ""
     out = make_folder(Path(arguments.out) if arguments.out else trained.output_folder("samples"))
     model, rows, images = load_for_inference(trained, arguments.prompt, negative, arguments.image)
     pipe = model.pipeline(model.transformer)
+    add_to_base(model.transformer, read_adapters(arguments.lora, model))
     if trained.is_lora:
         attach_adapter(model, pipe, trained.path)
     side = config.encode.resolution

@@ -40,8 +40,9 @@ class FromOriginal:
     """
 
     def __init__(
-        self, places: Mapping[str, Place], there: Iterable[str], read: Callable[[str], Any], shape_of: Callable[[str], tuple[int, ...]]
-    ):
+        self, places: Mapping[str, Place], there: Iterable[str], read: Callable[[str], Any],
+        shape_of: Callable[[str], tuple[int, ...]],
+    ):  # fmt: skip
         self._in_file = {self._bare(name): name for name in there}
         self._places = {parameter: place for parameter, place in places.items() if place.name in self._in_file}
         self._read, self._shape_of = read, shape_of

@@ -40,7 +40,7 @@ _ENDINGS = tuple((re.compile(f"(?P<layer>.+?)(?:{pattern})"), meaning) for patte
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What a file does to a model: `updates` by the names of the model's layers; `stated`: PEFT's config, where the file has one."""
+    """What a file does to a model: `updates` by the names of its layers; `stated`: PEFT's config, where the file has one."""
 
     path: Path
     format: str

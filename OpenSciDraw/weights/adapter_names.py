@@ -42,10 +42,14 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerNames:
-    """The model's linear layers, (out, in) by name, and by each normalised spelling the parts that the layer of a file has."""
+    """The model's linear layers, (out, in) by name, and by each normalised spelling the parts that the layer of a file has.
+
+    `originals`: the same by the original's names as `original_lora` writes them.
+    """
 
     shapes: dict[str, tuple[int, int]]
     spellings: dict[str, tuple[Part, ...]]
+    originals: dict[str, tuple[Part, ...]]
 
     def parts(self, name: str) -> tuple[Part, ...]:
         """What the layer `name` of a file is here; empty where the model has no such layer."""
@@ -81,9 +85,9 @@ def layer_names(model: FigureModel) -> LayerNames:
                 rows = torch.empty(out, dtype=torch.long)
                 rows[found[found > 0].long() - 1] = found.nonzero().flatten()
                 whole = len(found) == out and bool((rows == torch.arange(out)).all())
-                stem = normalised(key.rsplit(".lora_", 1)[0])
-                fused.setdefault(stem, []).append(Part(name, None if whole else rows))
-    return LayerNames(shapes, {**{stem: tuple(parts) for stem, parts in fused.items()}, **spellings})
+                fused.setdefault(key.rsplit(".lora_", 1)[0], []).append(Part(name, None if whole else rows))
+    originals = {stem: tuple(parts) for stem, parts in fused.items()}
+    return LayerNames(shapes, {**{normalised(stem): parts for stem, parts in originals.items()}, **spellings}, originals)
 
 
 def is_of_text_encoder(name: str) -> bool:

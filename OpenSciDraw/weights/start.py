@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from OpenSciDraw.weights.files import lora_config
 from OpenSciDraw.weights.kinds import scale_of, tensors_by_layer
 from OpenSciDraw.weights.other_programs import open_weights
 from OpenSciDraw.weights.trainable import inject, load_lora_state, read_full, read_lora
-from OpenSciDraw.weights.updates import Update, to_rank
+from OpenSciDraw.weights.updates import Update, changed, to_rank
 
 _LOG = logging.getLogger("OpenSciDraw")
 _KEY = "pretrained_lora_ckpt_path"
@@ -38,20 +38,22 @@ def load_pretrained(model: FigureModel, config: Config) -> None:
     transformer = model.transformer
     if config.pretrained_full_ckpt_path is not None:
         given, parameters = config.pretrained_full_ckpt_path, dict(transformer.named_parameters())
-        read_full(parameters, open_weights(given, parameters, config.huggingface_token), given)
+        read_full(parameters, open_weights(given, parameters, config.huggingface_token, model.original_place), given)
     if config.pretrained_lora_ckpt_path is not None and config.fuse_pretrained_lora:
-        add_to_base(transformer, read_adapter_file(adapter_path(config.pretrained_lora_ckpt_path, _KEY), model))
+        add_to_base(transformer, [(read_adapter_file(adapter_path(config.pretrained_lora_ckpt_path, _KEY), model), 1.0)])
     transformer.eval()
 
 
 @torch.no_grad()
-def add_to_base(transformer: nn.Module, adapter: AdapterFile, strength: float = 1.0) -> None:
-    """Change the weights of `transformer` as the adapter does, computed in fp32 and rounded once."""
-    for layer, update in adapter.updates.items():
+def add_to_base(transformer: nn.Module, adapters: Sequence[tuple[AdapterFile, float]]) -> None:
+    """Change the weights of `transformer` as adapters with their strengths do, computed in fp32 and rounded once."""
+    for layer in sorted({layer for adapter, _ in adapters for layer in adapter.updates}):
         weight = transformer.get_submodule(layer).weight
         assert isinstance(weight, Tensor)
-        weight.copy_(update.applied(weight, strength))
-    _LOG.info("%s (%s): %d layers changed, strength %g", adapter.path, adapter.format, len(adapter.updates), strength)
+        own = [(adapter.updates[layer], strength) for adapter, strength in adapters if layer in adapter.updates]
+        weight.copy_(changed(weight, own))
+    for adapter, strength in adapters:
+        _LOG.info("%s (%s): %d layers changed, strength %g", adapter.path, adapter.format, len(adapter.updates), strength)
 
 
 def attach_adapter(model: FigureModel, pipe: Any, path: Path) -> None:
@@ -67,7 +69,7 @@ def attach_adapter(model: FigureModel, pipe: Any, path: Path) -> None:
         load_lora_state({name: p for name, p in pipe.transformer.named_parameters() if p.requires_grad}, state, path)
         pipe.transformer.requires_grad_(False)
     else:
-        add_to_base(pipe.transformer, read_adapter_file(path, model))
+        add_to_base(pipe.transformer, [(read_adapter_file(path, model), 1.0)])
     pipe.transformer.eval()  # diffusers makes layers in training mode, with dropout active
 
 

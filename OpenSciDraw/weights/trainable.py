@@ -70,7 +70,7 @@ def fill(model: FigureModel, config: Config) -> None:
     base = {name.replace(".base_layer.", "."): p for name, p in frozen.items()}
     if config.pretrained_full_ckpt_path is not None:
         given = config.pretrained_full_ckpt_path
-        read_full(base, open_weights(given, base, config.huggingface_token), given)
+        read_full(base, open_weights(given, base, config.huggingface_token, model.original_place), given)
     else:
         folder = model.component_files("transformer")
         stem = FULL_STEM + (f".{model.source.variant}" if model.source.variant else "")

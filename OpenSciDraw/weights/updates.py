@@ -7,6 +7,7 @@ DoRA: each row of the new W is scaled to a length of its own (arXiv:2402.09353).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,6 +135,16 @@ class Update:
     def turned_into_difference(self, weight: Tensor) -> Update:
         """The same for this `weight`, as a whole difference."""
         return Update("diff", {"diff": self.applied(weight) - weight.float()})
+
+
+def changed(weight: Tensor, updates: Sequence[tuple[Update, float]]) -> Tensor:
+    """W + sum of strength * (what each makes of W - W), in fp32, rounded once to W's type; their order does not matter."""
+    if len(updates) == 1:
+        return updates[0][0].applied(weight, updates[0][1]).to(weight.dtype)
+    total = weight.float()
+    for update, strength in updates:
+        total = total + (update.applied(weight, strength) - weight.float())
+    return total.to(weight.dtype)
 
 
 KINDS = {  # names that a kind's tensors have; a trailing ? marks those that may be missing
