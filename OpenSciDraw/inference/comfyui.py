@@ -101,8 +101,8 @@ def original_places(model: FigureModel, names: Iterable[str]) -> dict[str, Place
     missing = [name for name, place in places.items() if place is None]
     if missing:
         raise UserError(
-            f"all weights of {model.family} cannot be written as one file for ComfyUI: no name is known there for {len(missing)} of "
-            f"{len(places)} tensors ({', '.join(missing[:3])}). Use --format diffusers."
+            f"all weights of {model.family} cannot be written as one file for ComfyUI: no name there is known for "
+            f"{len(missing)} of {len(places)} tensors ({', '.join(missing[:3])}). Use --format diffusers."
         )
     return {name: place for name, place in places.items() if place is not None}
 

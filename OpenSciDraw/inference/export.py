@@ -126,7 +126,7 @@ def read_adapter(trained: Trained) -> Adapter:
         return Adapter(trained.path, trained.run, trained.config, found.updates, read_lora(trained.path), peft)
     if not all(update.is_low_rank for update in found.updates.values()):
         return Adapter(trained.path, trained.run, trained.config, found.updates, {}, {})
-    layers = {f"{name}.lora_A.weight": update.tensors["down"] for name, update in found.updates.items()}
+    layers = {f"{name}.lora_A.weight": update.tensors["down"].clone() for name, update in found.updates.items()}
     layers |= {f"{name}.lora_B.weight": update.tensors["up"] * update.scale for name, update in found.updates.items()}
     return Adapter(trained.path, trained.run, trained.config, found.updates, layers, plain_config(found.updates))
 

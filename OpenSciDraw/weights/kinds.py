@@ -54,11 +54,11 @@ def require_fitting(transformer: nn.Module, layers: Sequence[str], config: Confi
     """Raises UserError for layers whose inputs `oft_block_size` does not divide: PEFT would silently take another size."""
     if config.adapter_type != "oft":
         return
-    widths = {name: transformer.get_submodule(name).in_features for name in layers}
+    widths = {name: int(transformer.get_submodule(name).in_features) for name in layers}  # type: ignore[arg-type]
     wrong = {name: width for name, width in widths.items() if width % config.oft_block_size}
     if wrong:
         name, width = next(iter(wrong.items()))
-        common = math.gcd(*widths.values())  # type: ignore[arg-type]
+        common = math.gcd(*widths.values())
         sizes = ", ".join(str(n) for n in range(2, common + 1) if common % n == 0)
         raise UserError(
             f"oft_block_size = {config.oft_block_size} does not divide the inputs of {len(wrong)} of {len(layers)} layers ({name}: "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from OpenSciDraw.cli import main
 from OpenSciDraw.config import Config
-from OpenSciDraw.models.base import TextBatch, build_model
+from OpenSciDraw.models.base import build_model
 from OpenSciDraw.weights.start import load_pretrained
 
 SHARDS, FULL = "diffusion_pytorch_model.safetensors", "transformer"
@@ -31,9 +31,11 @@ def files(tiny, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     write_config(folder / "base.py", {**BASE, "dataset": {"base_dir": "x"}, "run_name": "tiny"})
     width = tiny.transformer.transformer_blocks[0].attn.to_q.in_features
     key = "diffusion_model.double_blocks.0.img_attn.qkv"
-    save_file({f"{key}.lora_A.weight": noise(4, width), f"{key}.lora_B.weight": noise(3 * width, 4, key=1)}, folder / "one.safetensors")
+    one = {f"{key}.lora_A.weight": noise(4, width), f"{key}.lora_B.weight": noise(3 * width, 4, key=1)}
+    save_file(one, folder / "one.safetensors")
     key = "transformer.transformer_blocks.0.attn.to_k"
-    save_file({f"{key}.lora_A.weight": noise(2, width, key=2), f"{key}.lora_B.weight": noise(width, 2, key=3)}, folder / "two.safetensors")
+    two = {f"{key}.lora_A.weight": noise(2, width, key=2), f"{key}.lora_B.weight": noise(width, 2, key=3)}
+    save_file(two, folder / "two.safetensors")
     return folder
 
 
@@ -86,18 +88,20 @@ def test_all_weights_of_a_checkpoint_file_with_its_prefix_are_read_and_others_re
 def test_an_adapter_extracted_from_two_sets_of_weights_brings_one_to_the_other(files: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     base = str(files / "base.py")
     assert main(["merge", base, "--lora", str(files / "one.safetensors"), "--out", str(tmp_path / "tuned")]) == 0
-    assert main(["extract", base, str(tmp_path / "tuned"), "--keep", "0.999999", "--out", str(tmp_path / "got"), "--format", "both"]) == 0
+    extract = ["extract", base, str(tmp_path / "tuned")]
+    assert main([*extract, "--keep", "0.999999", "--out", str(tmp_path / "got"), "--format", "both"]) == 0
     assert "3 layers, rank 4: 1.0000 of the norm" in capsys.readouterr().out
     for name in ("pytorch_lora_weights.safetensors", "tiny_comfyui.safetensors"):
         assert main(["merge", base, "--lora", str(tmp_path / "got" / name), "--out", str(tmp_path / "again")]) == 0
         tuned, again = (load_file(tmp_path / place / FULL / SHARDS) for place in ("tuned", "again"))
         assert all(torch.allclose(tuned[key], again[key], atol=1e-5) for key in tuned)
     capsys.readouterr()
-    assert main(["extract", base, str(tmp_path / "tuned"), "--rank", "2", "--out", str(tmp_path / "less")]) == 0
+    assert main([*extract, "--rank", "2", "--out", str(tmp_path / "less")]) == 0
     share = float(re.search(r"rank 2: (0\.\d+) of the norm", capsys.readouterr().out)[1])  # type: ignore[index]
-    left = {n: t - loaded(files, None)[n] for n, t in load_file(tmp_path / "tuned" / FULL / SHARDS).items() if ".0.attn.to_" in n}
-    values = [torch.linalg.svdvals(delta.detach().double()) for name, delta in left.items() if name.split(".")[3] in ("to_q", "to_k", "to_v")]
-    kept = sum(v[:2].square().sum() for v in values if v.any()) / sum(v.square().sum() for v in values)
+    before, after = loaded(files, None), load_file(tmp_path / "tuned" / FULL / SHARDS)
+    names = [f"transformer_blocks.0.attn.to_{part}.weight" for part in "qkv"]
+    values = [torch.linalg.svdvals((after[name] - before[name]).detach().double()) for name in names]
+    kept = sum(v[:2].square().sum() for v in values) / sum(v.square().sum() for v in values)
     assert share == pytest.approx(float(kept) ** 0.5, abs=1e-3)
 
 
@@ -110,9 +114,10 @@ def test_the_leading_product_of_a_large_matrix_is_that_of_the_whole_decompositio
     matrix = left @ torch.diag(values) @ right
     down, up, share = leading(matrix, rank)
     best = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
-    torch.testing.assert_close(up @ down, best, rtol=0, atol=2e-3 * float(values[rank]))
-    assert share == pytest.approx(float(values[:rank].norm() / values.norm()), abs=1e-5)
-    assert rank_for(matrix, share - 1e-4) == rank and rank_for(torch.zeros(3, 4), 0.9) == 1
+    torch.testing.assert_close(up @ down, best, rtol=0, atol=0.05 * float(values[rank]))
+    assert share == pytest.approx(float(values[:rank].norm() / values.norm()), abs=1e-4)
+    wanted = 1 + int((values.square().cumsum(0) < 0.81 * values.square().sum()).sum())
+    assert rank_for(matrix, 0.9) == wanted > 3 and rank_for(torch.zeros(3, 4), 0.9) == 1
 
 
 def test_sample_draws_a_config_with_adapters_as_the_merged_weights_draw(files: Path, tmp_path: Path) -> None:

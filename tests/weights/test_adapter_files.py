@@ -21,7 +21,8 @@ from OpenSciDraw.weights.adapter_files import adapter_path, read_adapter_file
 from OpenSciDraw.weights.start import add_to_base, load_pretrained_adapter
 
 Q, K, V = (f"transformer_blocks.0.attn.to_{part}" for part in "qkv")
-OUT, SINGLE, MLP = "transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.1.attn.to_qkv_mlp_proj", "transformer_blocks.1.ff.linear_in"
+OUT, MLP = "transformer_blocks.0.attn.to_out.0", "transformer_blocks.1.ff.linear_in"
+SINGLE = "single_transformer_blocks.1.attn.to_qkv_mlp_proj"
 BFL = {OUT: "double_blocks.0.img_attn.proj", SINGLE: "single_blocks.1.linear1", MLP: "double_blocks.1.img_mlp.0"}
 QKV, RANK = "double_blocks.0.img_attn.qkv", 3
 
@@ -76,7 +77,8 @@ def fused(layers: dict[str, nn.Linear], prefix: str, flat: bool, down: str, up: 
 
 def stated(layers: dict[str, nn.Linear]) -> Made:
     tensors, _, wanted = plain(layers, lambda name: f"transformer.{name}", "lora_A", "lora_B", None)
-    config = {"transformer.r": RANK, "transformer.lora_alpha": 12, "transformer.use_rslora": True, "transformer.alpha_pattern": {OUT: 1.5}}
+    config = {"r": RANK, "lora_alpha": 12, "use_rslora": True, "alpha_pattern": {OUT: 1.5}}
+    config = {f"transformer.{key}": value for key, value in config.items()}
     scales = {name: (1.5 if name == OUT else 12) / RANK**0.5 for name in wanted}
     return tensors, {"lora_adapter_metadata": json.dumps(config)}, {name: scales[name] * delta for name, delta in wanted.items()}
 
@@ -147,9 +149,11 @@ FORMATS: dict[str, Callable[[dict[str, nn.Linear]], Made]] = {
     "diffusers": lambda layers: plain(layers, lambda name: f"transformer.{name}", "lora_A", "lora_B", None),
     "diffusers with metadata": stated,
     "PEFT": lambda layers: plain(layers, lambda name: f"base_model.model.{name}", "lora_A", "lora_B", None),
-    "PEFT in a pipeline": lambda layers: plain(layers, lambda name: f"transformer.{name}", "lora_A.default", "lora_B.default", None),
+    "PEFT in a pipeline": lambda layers: plain(layers, lambda n: f"transformer.{n}", "lora_A.default", "lora_B.default", None),
     "OneTrainer": lambda layers: plain(layers, lambda name: f"transformer.{name}", "lora_down", "lora_up", 1.5),
-    "OneTrainer, flat": lambda layers: plain(layers, lambda n: f"lora_transformer_{n.replace('.', '_')}", "lora_down", "lora_up", 6.0),
+    "OneTrainer, flat": lambda layers: plain(
+        layers, lambda name: f"lora_transformer_{name.replace('.', '_')}", "lora_down", "lora_up", 6.0
+    ),
     "kohya, musubi": lambda layers: fused(layers, "lora_unet_", True, "lora_down", "lora_up", 1.5),
     "ai-toolkit": lambda layers: fused(layers, "diffusion_model.", False, "lora_A", "lora_B", None),
     "original names alone": lambda layers: fused(layers, "", False, "lora_A", "lora_B", None),
@@ -176,8 +180,8 @@ def test_a_folder_of_peft_is_read_with_the_scale_of_its_config(layers, tiny, tmp
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 6}))
     found = read_adapter_file(adapter_path(str(tmp_path), "--lora"), tiny)
-    weight = layers[SINGLE].weight.detach()
-    torch.testing.assert_close(found.updates[SINGLE].applied(weight).double(), weight.double() + 2 * wanted[SINGLE], rtol=1e-4, atol=1e-5)
+    weight, applied = layers[SINGLE].weight.detach(), found.updates[SINGLE].applied
+    torch.testing.assert_close(applied(weight).double(), weight.double() + 2 * wanted[SINGLE], rtol=1e-4, atol=1e-5)
 
 
 def test_a_fused_adapter_gives_the_velocity_that_diffusers_gives_with_it(tiny, layers, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -264,15 +268,18 @@ def test_a_larger_rank_is_cut_to_the_nearest_product_and_says_what_is_kept(  # t
 
 # -- refusals --------------------------------------------------------------------------------------
 def test_a_file_that_fits_nothing_says_what_it_is(tiny, layers, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def pair(name: str, down: str, up: str) -> dict[str, Tensor]:
+        return {f"{name}.{down}.weight": noise(2, 8), f"{name}.{up}.weight": noise(8, 2)}
+
     wide = {f"transformer.{OUT}.lora_A.weight": noise(2, 999), f"transformer.{OUT}.lora_B.weight": noise(999, 2)}
     sdxl = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
     flux1 = "transformer.single_transformer_blocks.0.proj_mlp"
     pairs = {
-        "sdxl": ({f"{sdxl}.lora_down.weight": noise(2, 8), f"{sdxl}.lora_up.weight": noise(8, 2)}, "kohya or musubi names, of Stable Diffusion"),
-        "flux1": ({f"{flux1}.lora_A.weight": noise(2, 8), f"{flux1}.lora_B.weight": noise(8, 2)}, r"FLUX.1 \(diffusers' names\).*proj_mlp"),
+        "sdxl": (pair(sdxl, "lora_down", "lora_up"), "kohya or musubi names, of Stable Diffusion"),
+        "flux1": (pair(flux1, "lora_A", "lora_B"), r"FLUX.1 \(diffusers' names\).*proj_mlp"),
         "wide": (wide, "999 x 999, and .*to_out.0 of this model is .*another size of the family"),
         "half": ({f"transformer.{OUT}.lora_A.weight": noise(2, 8)}, "no whole adapter of a linear layer"),
-        "model": ({"transformer_blocks.0.attn.to_q.weight": noise(8, 8)}, "holds no adapter: its first tensors are transformer_blocks"),
+        "model": ({"transformer_blocks.0.attn.to_q.weight": noise(8, 8)}, "holds no adapter: its first tensors are transformer_b"),
     }  # fmt: skip
     for name, (tensors, message) in pairs.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
@@ -314,7 +321,9 @@ def test_layers_that_do_not_train_here_are_named(layers, tmp_path: Path) -> None
         started(tmp_path / "a.safetensors", lora_layers="to_q,to_k,to_v")
 
 
-def test_layers_of_a_text_encoder_are_left_out_and_said(tiny, layers, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+def test_layers_of_a_text_encoder_are_left_out_and_said(  # type: ignore[no-untyped-def]
+    tiny, layers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tensors, _, wanted = FORMATS["kohya, musubi"](layers)
     key = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     save_file({**tensors, f"{key}.lora_down.weight": noise(2, 8), f"{key}.lora_up.weight": noise(8, 2)}, tmp_path / "a.safetensors")
