@@ -23,7 +23,8 @@ from OpenSciDraw.weights.start import add_to_base, attach_adapter, load_pretrain
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {}, "rslora": {"use_rslora": True}, "dora": {"adapter_type": "dora"},
-    "lokr": {"adapter_type": "lokr", "lokr_factor": 4}, "lokr both": {"adapter_type": "lokr", "lokr_decompose_both": True, "rank": 2},
+    "lokr": {"adapter_type": "lokr", "lokr_factor": 4},
+    "lokr both": {"adapter_type": "lokr", "lokr_decompose_both": True, "rank": 2},
     "loha": {"adapter_type": "loha"}, "oft": {"adapter_type": "oft", "oft_block_size": 8},
 }  # fmt: skip
 FILE = "pytorch_lora_weights.safetensors"
@@ -47,7 +48,7 @@ def learn(model: Any) -> dict[str, Tensor]:
     """Move every trained tensor, as training would."""
     parameters = dict(trainable.trainable_parameters(model.transformer))
     for at, (name, parameter) in enumerate(parameters.items()):
-        step = noise(*parameter.shape, key=at) * (0.02 if ".oft_R." in name else 0.1)
+        step = noise(*parameter.shape, key=at) * (0.3 if ".lokr_" in name else 0.1)
         parameter.data.add_(parameter.data.abs() * step if "magnitude" in name else step)
     return parameters
 
@@ -68,7 +69,7 @@ def test_a_new_adapter_changes_nothing_and_every_tensor_of_it_learns(kind: str, 
     close = {"rtol": 1e-4, "atol": 1e-4} if precision == "no" else {"rtol": 0.05, "atol": 0.05}
     torch.testing.assert_close(velocity(model, inputs), base, **close)  # type: ignore[arg-type]
     learn(model)
-    assert (velocity(model, inputs) - base).abs().max() > 0.01
+    assert (velocity(model, inputs) - base).abs().max() > 5e-3
     with switched_off(model.transformer):
         assert torch.equal(velocity(model, inputs), base)
     model.velocity(*inputs).float().pow(2).mean().backward()
@@ -196,7 +197,7 @@ def test_keys_that_would_not_act_are_refused_and_sizes_that_do_not_fit() -> None
     ):
         with pytest.raises(ValueError, match=said):
             Config.model_validate({**values, **changes})
-    with pytest.raises(UserError, match="oft_block_size = 7 does not divide .* All of them are divided by 2, 4"):
+    with pytest.raises(UserError, match="oft_block_size = 7 does not divide .* All of them are divided by 2, 3, 4"):
         built("oft", oft_block_size=7)
 
 
