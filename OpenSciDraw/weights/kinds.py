@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
+from peft.tuners import loha, lokr
+from peft.tuners.oft.layer import OFTRotationModule
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -27,6 +29,12 @@ MAGNITUDE = "lora_magnitude_vector"
 def scale_of(config: Config) -> float:
     """What the difference is multiplied by: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv:2312.03732)."""
     return config.lora_alpha / (math.sqrt(config.rank) if config.use_rslora else config.rank)
+
+
+def adapter_name(config: Config) -> str:
+    """What the adapter is called, with what of the config does not act on it."""
+    names = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa", "oft": "OFT (rank and lora_alpha do not act)"}
+    return names[config.adapter_type]
 
 
 def peft_config(config: Config, layers: Sequence[str]) -> Any:
@@ -48,6 +56,36 @@ def peft_config(config: Config, layers: Sequence[str]) -> Any:
     if config.adapter_type == "lora":
         made._register_custom_module({nn.Linear: AdaptedLinear})
     return made
+
+
+class _Certain:
+    """PEFT's layers of these kinds leave an adapter out by chance (`module_dropout`) also where the chance is 0: when a random
+    number is exactly 0, one draw in 2^24. Here it never is, and no number is drawn."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer: Any = self
+        if layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER] or args or kwargs:
+            out: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return out
+        added: Tensor = layer.base_layer(x) + layer._get_delta_activations(ADAPTER, x)
+        return added.to(x.dtype)
+
+
+class KroneckerLinear(_Certain, lokr.Linear):
+    """A LoKr layer without chance."""
+
+
+class HadamardLinear(_Certain, loha.Linear):
+    """A LoHa layer without chance."""
+
+
+_CERTAIN: dict[type, type] = {lokr.Linear: KroneckerLinear, loha.Linear: HadamardLinear}
+
+
+def without_chance(transformer: nn.Module) -> None:
+    """Give new layers of PEFT their forward of above; PEFT has no way to be told of other classes for these kinds."""
+    for layer in adapted_layers(transformer).values():
+        layer.__class__ = _CERTAIN.get(type(layer), type(layer))
 
 
 def require_fitting(transformer: nn.Module, layers: Sequence[str], config: Config) -> None:
@@ -78,6 +116,10 @@ def initialise(transformer: nn.Module, seed: int) -> None:
     1 / sqrt(columns); N(0, 1), LoHa's first N(0, .1^2)). OFT: 0, which is no rotation. DoRA's lengths: of the rows of the base
     weights, which must be there.
     """
+    for module in transformer.modules():
+        if isinstance(module, OFTRotationModule) and not module.weight.is_meta:
+            side, device = module.block_size, local(module.weight).device
+            module.rows, module.cols = torch.triu_indices(side, side, 1, device=device)  # a layer built on meta has none yet
     parameters = dict(transformer.named_parameters())
     split = {name.rsplit(".lokr_", 1)[0] for name in parameters if ".lokr_w1_a." in name}
     for name, parameter in parameters.items():

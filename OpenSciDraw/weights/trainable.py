@@ -22,7 +22,14 @@ from OpenSciDraw.utils.files import unfinished
 from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
 from OpenSciDraw.weights.adapters import ADAPTER
 from OpenSciDraw.weights.files import LORA_FILE, TensorWriter
-from OpenSciDraw.weights.kinds import adapted_layers, file_name, initialise, peft_config, require_fitting
+from OpenSciDraw.weights.kinds import (
+    adapted_layers,
+    file_name,
+    initialise,
+    peft_config,
+    require_fitting,
+    without_chance,
+)
 from OpenSciDraw.weights.other_programs import Weights, open_weights
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
@@ -120,6 +127,7 @@ def add_lora(transformer: Any, config: Config) -> list[str]:
     require_fitting(transformer, layers, config)
     with torch.random.fork_rng(devices=[]):
         transformer.add_adapter(peft_config(config, layers), adapter_name=ADAPTER)
+    without_chance(transformer)
     made = list(adapted_layers(transformer))
     if made != layers:
         raise UserError(f"PEFT made adapters on {len(made)} layers, {len(layers)} were asked for: {set(made) ^ set(layers)}")
@@ -134,6 +142,7 @@ def inject(transformer: Any, stated: Mapping[str, Any]) -> None:
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[stated["peft_type"]]
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config_class(**stated), transformer, ADAPTER)
+    without_chance(transformer)
     for parameter in trainable_parameters(transformer).values():
         parameter.data = parameter.data.float()
 
