@@ -216,4 +216,4 @@ def _format(tensors: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Ten
         "diffusion_model.": "ai-toolkit or ComfyUI", "transformer.": "diffusers",
     }  # fmt: skip
     first = next((program for prefix, program in whose.items() if any(name.startswith(prefix) for name in tensors)), "bare")
-    return f"a {what} file with {first} names"
+    return f"{'an' if what.startswith('OFT') else 'a'} {what} file with {first} names"

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lokr both": {"adapter_type": "lokr", "lokr_decompose_both": True, "rank": 2},
     "loha": {"adapter_type": "loha"}, "oft": {"adapter_type": "oft", "oft_block_size": 8},
 }  # fmt: skip
+TWINS = ("rslora", "lokr both")  # that differ little from another one
 FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -85,7 +86,7 @@ def test_a_new_adapter_changes_nothing_and_every_tensor_of_it_learns(kind: str, 
         assert parameter.dtype == torch.float32 and parameter.grad is not None and parameter.grad.any(), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in TWINS)) for kind in KINDS])
 def test_a_saved_adapter_merged_or_loaded_gives_the_velocity_of_training(kind: str, tmp_path: Path) -> None:
     """By our formulas into the base; beside it as `sample` and `evaluate` do; and by diffusers where it reads the kind."""
     config, model, inputs = built(kind)
@@ -174,7 +175,7 @@ def test_what_comfyui_has_no_form_for_is_refused_with_what_to_do(tmp_path: Path)
 
 
 # -- a run -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["dora", "lokr", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("loha", "oft"))])
+@pytest.mark.parametrize("kind", ["dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lokr", "loha", "oft"))])
 def test_a_run_of_each_kind_resumes_to_the_bit_with_its_average(kind: str, run: Any, tmp_path: Path) -> None:
     options = {**KINDS[kind], "lora_layers": "to_q,to_out.0,to_qkv_mlp_proj", "use_ema": True, "ema_steps": 1, "max_train_steps": 2,
                "checkpointing_steps": 1, "mixed_precision": "bf16"}  # fmt: skip
