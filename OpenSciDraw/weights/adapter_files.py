@@ -152,6 +152,8 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor
 def _update(path: Path, layer: str, parts: dict[str, Tensor], stated: Mapping[str, Any]) -> Update:
     alpha, scalar, magnitude = parts.get("alpha"), parts.get("scalar"), parts.get("magnitude")
     tensors = {name: tensor for name, tensor in parts.items() if name not in ("alpha", "scalar", "magnitude")}
+    if any(number is not None and number.numel() != 1 for number in (alpha, scalar)):
+        raise UserError(f"{path}: alpha of {layer} is no single number.")
     kind = next((k for k, wanted in KINDS.items() if _is(wanted, tensors)), None)
     if kind is None or any(tensor.ndim != 2 for name, tensor in tensors.items() if name not in ("oft_blocks", "rescale")):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
@@ -188,12 +190,22 @@ def stated_scale(stated: Mapping[str, Any], layer: str, rank: int | None) -> flo
     """The scale of `layer` by PEFT's config: alpha / r, or alpha / sqrt(r); with its patterns for single layers."""
 
     def of_layer(key: str, default: float) -> float:
-        patterns = stated.get(key) or {}
-        return float(next((v for k, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{k})", layer)), default))
+        patterns = {_plain_name(k): v for k, v in (stated.get(key) or {}).items()}
+        return float(next((v for k, v in patterns.items() if f".{layer}".endswith(f".{k}")), default))
 
     r = of_layer("rank_pattern", float(stated.get("r", rank or 1)))
     alpha = of_layer("alpha_pattern", float(stated.get("lora_alpha", stated.get("alpha", r))))
+    if r <= 0:
+        raise UserError(f"an adapter's config gives {layer} the rank {r:g}.")
     return alpha / (r**0.5 if stated.get("use_rslora") else r)
+
+
+def _plain_name(pattern: str) -> str:
+    """The name that a pattern of PEFT's config means. A regular expression of an unknown file is not run."""
+    name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if re.search(r"[^\w.-]", name):
+        raise UserError(f"rank_pattern or alpha_pattern {pattern!r} of an adapter's config: only names of layers are read.")
+    return name
 
 
 def _require_shape(path: Path, layer: str, update: Update, own: str, shape: tuple[int, int]) -> None:

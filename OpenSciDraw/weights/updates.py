@@ -57,8 +57,8 @@ class Update:
         elif self.kind == "loha":
             out, width = t["hada_w1_a"].shape[0], t["hada_w1_b"].shape[1]
         elif self.kind == "lokr":
-            first, second = _factor(t, "lokr_w1"), _factor(t, "lokr_w2")
-            out, width = first.shape[0] * second.shape[0], first.shape[1] * second.shape[1]
+            (rows, columns), (more_rows, more_columns) = _factor_shape(t, "lokr_w1"), _factor_shape(t, "lokr_w2")
+            out, width = rows * more_rows, columns * more_columns
         elif self.kind == "oft":
             return None, t["oft_R"].shape[0] * _block_side(t["oft_R"].shape[1])
         elif self.kind == "oft_rows":
@@ -159,6 +159,13 @@ KINDS = {  # names that a kind's tensors have; a trailing ? marks those that may
 
 def _factor(tensors: dict[str, Tensor], name: str) -> Tensor:
     return tensors[name] if name in tensors else tensors[f"{name}_a"] @ tensors[f"{name}_b"]
+
+
+def _factor_shape(tensors: dict[str, Tensor], name: str) -> tuple[int, int]:
+    """Without computing it: a file's factors may be small and their product not."""
+    if name in tensors:
+        return tensors[name].shape[0], tensors[name].shape[1]
+    return tensors[f"{name}_a"].shape[0], tensors[f"{name}_b"].shape[1]
 
 
 def _block_side(elements: int) -> int:

@@ -285,6 +285,12 @@ def test_a_file_that_fits_nothing_says_what_it_is(tiny, layers, tmp_path: Path) 
         save_file(tensors, tmp_path / f"{name}.safetensors")
         with pytest.raises(UserError, match=message):
             read_adapter_file(tmp_path / f"{name}.safetensors", tiny)
+    tensors = {f"transformer.{OUT}.lora_A.weight": noise(2, 192), f"transformer.{OUT}.lora_B.weight": noise(192, 2)}
+    config = {"lora_adapter_metadata": json.dumps({"transformer.r": 2, "transformer.rank_pattern": {"(a+)+$": 3}})}
+    save_file(tensors, tmp_path / "z.safetensors", config)
+    with pytest.raises(UserError, match="only names of layers are read"):
+        read_adapter_file(tmp_path / "z.safetensors", tiny)
+    (tmp_path / "z.safetensors").unlink()
     with pytest.raises(UserError, match="no such file"):
         adapter_path(str(tmp_path / "gone"), "--lora")
     with pytest.raises(UserError, match="5 .safetensors files"):
