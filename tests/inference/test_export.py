@@ -97,7 +97,7 @@ def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) ->
     from OpenSciDraw.inference import sample
 
     arguments = Namespace(
-        image=[], run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
+        lora=[], image=[], run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
         seed=7, num=1, out=str(tmp_path), ema=False,
     )  # fmt: skip
     assert sample.main(arguments) == 0
@@ -116,7 +116,7 @@ def test_sample_edits_a_picture_at_its_buckets_size(trained: Path, tmp_path: Pat
     draw_figure(3, 0, width=256, height=96).image.save(tmp_path / "before.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     arguments = Namespace(
-        image=[str(tmp_path / "before.png")], run=str(trained), prompt=["Make it red."], negative_prompt=None, width=None,
+        lora=[], image=[str(tmp_path / "before.png")], run=str(trained), prompt=["Make it red."], negative_prompt=None, width=None,
         height=None, steps=2, guidance=None, seed=7, num=1, out=str(tmp_path / "one"), ema=False,
     )  # fmt: skip
     assert sample.main(arguments) == 0
