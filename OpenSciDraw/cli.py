@@ -10,6 +10,7 @@ from OpenSciDraw import __version__
 from OpenSciDraw.errors import UserError, run_command
 from OpenSciDraw.quiet import start_logging
 
+FORMATS = ("diffusers", "comfyui", "both")
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -84,12 +85,13 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 
 def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = _command(commands, "sample", _sample, "draw figures with a trained run")
-    sample.add_argument("run", metavar="RUN", help="run folder or one of its checkpoints")
+    sample.add_argument("run", metavar="RUN", help="run folder, one of its checkpoints, or a config (the model before training)")
     sample.add_argument("--base", metavar="MODEL", help="draw the run's adapter on another base of its family: hub id or folder")
     sample.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="what to draw; several texts too")
     sample.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from (default: the config's)")
     sample.add_argument("--image", nargs="+", default=[], metavar="FILE", help="picture to edit (several: all are looked at); the "
                         "prompt is the instruction")  # fmt: skip
+    _add_loras(sample)
     sample.add_argument("--width", type=_count, metavar="PX", help="default: as in validation")
     sample.add_argument("--height", type=_count, metavar="PX", help="default: as in validation")
     sample.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
@@ -106,13 +108,15 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the folder)")
 
     export = _command(commands, "export", _export, "write trained weights for other programs")
-    export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint or adapter file")
+    export.add_argument("target", metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint, or adapter file of any program")
     export.add_argument("--base", metavar="MODEL", help="the base that the adapter is for, of the same shapes (default: the run's)")
-    export.add_argument("--format", choices=("diffusers", "comfyui", "both"), default="both", help="default: both")
+    export.add_argument("--config", metavar="CONFIG", help="config that says the model of a file of another program")
+    export.add_argument("--format", choices=FORMATS, help="default: both; of all weights: diffusers")
     export.add_argument("--out", metavar="DIR", help="folder for the files (default: export/ in the run)")
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as trained")
     export.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
+    _add_weight_commands(commands)
     draw = _command(commands, "draw", _draw, "figures drawn by the program, with captions and ground truth")
     draw.add_argument("out", metavar="OUT", help="folder to write to")
     draw.add_argument("--count", type=_count, required=True, metavar="N", help="number of figures")
@@ -123,6 +127,29 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     styles = ("rich", "small", "house", "mixed")
     draw.add_argument("--style", choices=styles, help="rich (default), or those of the embedded model (default of edits: small)")
     draw.add_argument("--edits", action="store_true", help="pairs before and after an edit, with instructions (small and house)")
+
+
+def _add_loras(parser: argparse.ArgumentParser) -> None:
+    meaning = "adapters of any program, added to the base; with strengths: style.safetensors=0.8"
+    parser.add_argument("--lora", nargs="+", default=[], metavar="FILE[=STRENGTH]", help=meaning)
+
+
+def _add_weight_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    merge = _command(commands, "merge", _merge, "write a base with adapters in it, as all weights")
+    merge.add_argument("what", metavar="CONFIG_OR_RUN", help="config of the base, or a run (its adapter is merged too)")
+    _add_loras(merge)
+    merge.add_argument("--ema", action="store_true", help="the average of the run's weights (use_ema) instead of the last ones")
+    extract = _command(commands, "extract", _extract, "an adapter from two sets of weights: the difference to the base, by SVD")
+    extract.add_argument("config", metavar="CONFIG", help="config of the base")
+    extract.add_argument("tuned", metavar="WEIGHTS", help="folder, hub id or file, as pretrained_full_ckpt_path")
+    size = extract.add_mutually_exclusive_group(required=True)
+    size.add_argument("--rank", type=_count, metavar="N", help="rank of every layer")
+    size.add_argument("--keep", type=_share, metavar="SHARE", help="each layer's smallest rank that keeps this share of the norm")
+    extract.add_argument("--layers", metavar="A,B", help="name endings, as lora_layers (default: all layers of the blocks)")
+    for parser in (merge, extract):
+        parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
+        parser.add_argument("--format", choices=FORMATS, default="diffusers", help="default: diffusers")
+        parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as the base (an adapter: fp32)")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -292,6 +319,18 @@ def _export(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.inference import export
 
     return export.main(arguments)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.inference.merge import merge_main
+
+    return merge_main(arguments)
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.inference.merge import extract_main
+
+    return extract_main(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> int:

@@ -34,8 +34,8 @@ class CrossFieldError(ValueError):
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
     checks = (
-        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _rewards, _validation,
-        distillation_problems, validation_model_problems,
+        _registered_names, _optimizer, _platform, _adapter, _adapter_kind, _weights, _memory, _data, _mixed, _preferences, _rewards,
+        _validation, distillation_problems, validation_model_problems,
     )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
     if problems:
@@ -112,6 +112,30 @@ def _adapter(config: Config) -> list[Problem]:
     if config.push_to_hub and not config.hub_model_id:
         message = "where to is missing. Set hub_model_id = 'owner/name', or push_to_hub = False."
         found.append((("push_to_hub", "hub_model_id"), message))
+    return found
+
+
+def _adapter_kind(config: Config) -> list[Problem]:
+    """Keys that do not act on an adapter of this kind, and what PEFT's layers of it do not go with."""
+    kind, found = config.adapter_type, list[Problem]()
+    if not config.use_lora and kind != "lora":
+        found.append((("adapter_type", "use_lora"), f"{kind!r} with use_lora = False, which trains no adapter. Leave one out."))
+    of_kinds = {
+        "use_rslora": (("lora", "dora"), config.use_rslora), "lokr_factor": (("lokr",), config.lokr_factor != -1),
+        "lokr_decompose_both": (("lokr",), config.lokr_decompose_both), "oft_block_size": (("oft",), config.oft_block_size != 32),
+        "lora_dropout": (("lora", "dora", "oft"), config.lora_dropout),
+    }  # fmt: skip
+    for name, (kinds, is_set) in of_kinds.items():
+        if is_set and kind not in kinds:
+            message = f"does nothing with adapter_type = {kind!r}, only with {' or '.join(map(repr, kinds))}. Leave it out."
+            found.append(((name, "adapter_type"), message))
+    if config.lokr_factor == 0:
+        found.append((("lokr_factor",), "0 is no side of a matrix. Set -1, or a number such as 8."))
+    base = {"quantization": config.quantization, "fp8_products": config.fp8_products,
+            "bnb_quantization_config_path": config.bnb_quantization_config_path}  # fmt: skip
+    for name in (name for name, is_set in base.items() if is_set and kind != "lora"):
+        message = f"{kind!r} needs the plain weights of its layers. Leave {name} out, or set adapter_type = 'lora'."
+        found.append((("adapter_type", name), message))
     return found
 
 

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from OpenSciDraw.config.checks import (
     FIGURE_DATASET,
@@ -97,17 +91,24 @@ class Config(Section):
     )
     max_sequence_length: int = key(512, "Model", "Prompt length after padding.", "tokens", ge=1, le=32768)
 
-    use_lora: bool = key(True, "LoRA", "Train LoRA adapters; False = all weights of the transformer.")
+    use_lora: bool = key(True, "LoRA", "Train an adapter (adapter_type); False = all weights of the transformer.")
     lora_layers: str | Annotated[list[str], BeforeValidator(tuple_as_list)] = key(
         "to_k,to_q,to_v",
         "LoRA",
         "Linear layers to adapt: name endings, comma-separated or a list.",
         min_length=1,
     )
-    rank: int = key(64, "LoRA", "Rank of the LoRA matrices.", ge=1)
-    lora_alpha: int = key(4, "LoRA", "Scale of the adapter: its strength is lora_alpha / rank.", ge=1)
+    rank: int = key(64, "LoRA", "Rank of the adapter's matrices; not used by 'oft'.", ge=1)
+    lora_alpha: int = key(4, "LoRA", "Scale of the adapter: its strength is lora_alpha / rank; not used by 'oft'.", ge=1)
     lora_dropout: float = key(0.0, "LoRA", "Dropout before the LoRA matrices.", "probability", ge=0, lt=1)
-    pretrained_lora_ckpt_path: str | None = key(None, "LoRA", "Adapter to start from: a file or folder.")
+    adapter_type: Literal["lora", "dora", "lokr", "loha", "oft"] = key(
+        "lora", "LoRA", "Kind of the adapter: LoRA, DoRA, or by Kronecker (LoKr) or Hadamard products (LoHa) or rotations (OFT)."
+    )
+    use_rslora: bool = key(False, "LoRA", "lora, dora: the strength is lora_alpha / sqrt(rank).")
+    lokr_factor: int = key(-1, "LoRA", "lokr: sides of the first factor, at most; -1 = about the root of the layer's.", ge=-1)
+    lokr_decompose_both: bool = key(False, "LoRA", "lokr: the first factor has low rank too, where that is smaller.")
+    oft_block_size: int = key(32, "LoRA", "oft: side of a rotation; it must divide the layers' inputs.", "inputs", ge=2)
+    pretrained_lora_ckpt_path: str | None = key(None, "LoRA", "Adapter to start from, of any program: a file or folder.")
     fuse_pretrained_lora: bool = key(
         False, "LoRA", "Add pretrained_lora_ckpt_path to the base weights and train a new adapter on them."
     )

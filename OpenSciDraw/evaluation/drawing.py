@@ -24,7 +24,8 @@ from OpenSciDraw.inference.pictures import encode_prompt
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.fingerprints import fingerprint
 from OpenSciDraw.utils.files import unfinished, unfinished_mark
-from OpenSciDraw.weights.trainable import attach_lora, load_pretrained, lora_file
+from OpenSciDraw.weights.adapter_files import adapter_path
+from OpenSciDraw.weights.start import attach_adapter, load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -192,18 +193,20 @@ class Artist:
         self.model.free_text_encoder()
         self.model.load_vae()
         self.model.load_transformer()
-        load_pretrained(self.model.transformer, self.config)
+        load_pretrained(self.model, self.config)
         self.pipe = self.model.pipeline(self.model.transformer)
         adapter = self._adapter()
         if adapter is not None:
-            attach_lora(self.pipe, adapter)
+            attach_adapter(self.model, self.pipe, adapter)
 
     def _adapter(self) -> Path | None:
         """The run's LoRA; before training, the one that it would start from."""
         if self.trained is not None:
             return self.trained.path if self.trained.is_lora else None
         start = self.config.pretrained_lora_ckpt_path
-        return lora_file(start) if start is not None and not self.config.fuse_pretrained_lora else None
+        if start is None or self.config.fuse_pretrained_lora:
+            return None
+        return adapter_path(start, "pretrained_lora_ckpt_path")
 
     def _texts(self, example: Example) -> tuple[SeenText, SeenText]:
         """What an example is drawn from, and the negative prompt beside it."""

@@ -6,9 +6,9 @@ import datetime
 import json
 import logging
 import re
-import shutil
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,62 @@ from tqdm import tqdm
 
 from OpenSciDraw.config import Config, Drawing, drawing_of_run
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.inference.comfyui import adapter_tensors, original_places, write_original
 from OpenSciDraw.inference.other_base import base_name, config_of_adapter
 from OpenSciDraw.inference.pictures import drawing_of_trained
-from OpenSciDraw.models.base import FigureModel, build_model
+from OpenSciDraw.models.base import build_model
 from OpenSciDraw.utils.files import naming_full_disk, real, unfinished
 from OpenSciDraw.utils.sole_user import sole_user
-from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
-from OpenSciDraw.weights.files import EMA_FOLDER, LORA_FILE, TensorWriter, list_checkpoints, lora_config
+from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader
+from OpenSciDraw.weights.adapter_files import read_adapter_file
+from OpenSciDraw.weights.files import EMA_FOLDER, LORA_FILE, TensorWriter, list_checkpoints
+from OpenSciDraw.weights.other_programs import Weights
+from OpenSciDraw.weights.trainable import read_lora
+from OpenSciDraw.weights.updates import Update
 
 _LOG = logging.getLogger("OpenSciDraw")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run trained: `path` is a LoRA file, or the `transformer/` folder of all weights."""
+    """What a run trained: `path` is an adapter's file, or the `transformer/` folder of all weights.
+
+    `is_base`: nothing yet; `path` is the config file, and its base is meant.
+    """
 
     path: Path
     run: Path
     config: Config
+    is_base: bool = field(default=False, kw_only=True)
 
     @property
     def is_lora(self) -> bool:
-        return self.path.is_file()
+        return self.path.is_file() and not self.is_base
 
     def output_folder(self, kind: str) -> Path:
         """`<run>/<kind>` for the run's own weights, `<run>/<kind>/<its folder>` for a checkpoint's or an average."""
+        if self.is_base:
+            return self.run / kind
         return self.run / kind / self.path.parent.relative_to(self.run)
 
 
 @dataclass(frozen=True)
 class Adapter(Trained):
-    """A LoRA read from disk: tensors in diffusers names without prefix, and PEFT's config of it."""
+    """An adapter read from disk, of any program: what it does to each layer, and PEFT's config of it, where the file has one.
 
+    `layers`: the tensors in diffusers' names without prefix.
+    """
+
+    updates: dict[str, Update]
     layers: dict[str, Tensor]
     peft: dict[str, Any]
+
+    @property
+    def rank_and_alpha(self) -> tuple[int, float]:
+        ranks = [update.rank for update in self.updates.values() if update.kind == "lora"]
+        rank = int(self.peft.get("r") or max(ranks, default=0))
+        return rank, float(self.peft.get("lora_alpha", self.peft.get("alpha", rank)))
 
 
 def _weights_in(folder: Path) -> Path | None:
@@ -62,10 +83,11 @@ def _weights_in(folder: Path) -> Path | None:
     return found[0] if found[0].is_file() else found[1].parent if found[1].is_file() else None
 
 
-def find_trained(target: str, ema: bool = False) -> Trained:
+def find_trained(target: str, ema: bool = False, config: str | None = None) -> Trained:
     """The weights of a run folder, of one of its checkpoints, or a LoRA file or `transformer/` in either.
 
-    `ema`: their average over the steps (`use_ema`).
+    `ema`: their average over the steps (`use_ema`). `config`: a config file that says whose model they are, for weights of other
+    programs, beside which none lies.
 
     Raises:
         UserError: nothing there.
@@ -83,22 +105,43 @@ def find_trained(target: str, ema: bool = False) -> Trained:
     if weights is None or not weights.exists():
         what = f"{LORA_FILE} or {FULL_FOLDER}/" + (f" in {EMA_FOLDER}/ (was use_ema set?)" if ema else "")
         raise UserError(f"{target}: no {what} here, nor checkpoint-* folders. Give a run folder or a checkpoint of one.")
+    from OpenSciDraw.config import load_config, load_saved_config
+
+    if config is not None:
+        return Trained(weights, weights.parent, load_config(config, complete=False))
     run = next((p for p in list(weights.parents)[:3] if (p / "config.py").is_file()), None)
     if run is None:
-        raise UserError(f"{target}: no config.py beside the weights, so their model is not known. Give a folder of training.")
-    from OpenSciDraw.config import load_saved_config
+        raise UserError(
+            f"{target}: no config.py beside the weights, so their model is not known. Give a folder of training, or "
+            "--config CONFIG."
+        )
 
     return Trained(weights, run, load_saved_config(run / "config.py"))
 
 
 def read_adapter(trained: Trained) -> Adapter:
-    """Read a run's LoRA."""
-    peft = lora_config(trained.path)
-    if not peft:
-        raise UserError(f"{trained.path} has no lora_adapter_metadata: rank and alpha are not known. Did ScienceFlow write it?")
-    peft["lora_dropout"] = 0.0  # files of version 0.4.0 state that of training, which would disturb every picture
-    layers = {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(trained.path).items()}
-    return Adapter(trained.path, trained.run, trained.config, layers, peft)
+    """Read a run's adapter, or one of another program."""
+    found = read_adapter_file(trained.path, build_model(trained.config))
+    peft = dict(found.stated)
+    if peft.get("peft_type") and peft.get("auto_mapping") is None and trained.path.suffix == ".safetensors":
+        peft |= {name: 0.0 for name in ("lora_dropout", "module_dropout") if name in peft}  # it would disturb every picture
+        return Adapter(trained.path, trained.run, trained.config, found.updates, read_lora(trained.path), peft)
+    if not all(update.is_low_rank for update in found.updates.values()):
+        return Adapter(trained.path, trained.run, trained.config, found.updates, {}, {})
+    layers = {f"{name}.lora_A.weight": update.tensors["down"].clone() for name, update in found.updates.items()}
+    layers |= {f"{name}.lora_B.weight": update.tensors["up"] * update.scale for name, update in found.updates.items()}
+    return Adapter(trained.path, trained.run, trained.config, found.updates, layers, plain_config(found.updates))
+
+
+def plain_config(updates: dict[str, Update]) -> dict[str, Any]:
+    """PEFT's config of a LoRA whose scales are in its tensors, each layer with its own rank."""
+    ranks = {name: update.rank for name, update in updates.items()}
+    most = max(ranks.values())
+    other = {f"^{name}": rank for name, rank in ranks.items() if rank != most}
+    return {
+        "peft_type": "LORA", "r": most, "lora_alpha": most, "rank_pattern": other, "alpha_pattern": dict(other),
+        "lora_dropout": 0.0, "target_modules": sorted(ranks), "bias": "none",
+    }  # fmt: skip
 
 
 def few_steps(config: Config, base: str | None) -> Drawing | None:
@@ -114,7 +157,7 @@ def _usage(drawing: Drawing) -> str:
 
 def modelspec(adapter: Adapter, format_name: str, drawing: Drawing | None = None) -> dict[str, str]:
     """Metadata after the ModelSpec standard 1.0.1 (Stability AI), with kohya's rank and alpha keys; `drawing` of few steps."""
-    config, peft = adapter.config, adapter.peft
+    config, (rank, alpha) = adapter.config, adapter.rank_and_alpha
     base = config.pretrained_model_name_or_path.split("/")[-1].removeprefix("embedded:")
     newest = [path.name for path in list_checkpoints(adapter.run)[-1:]]  # the run's own adapter is its last step's
     names = newest if "checkpoint-" not in str(adapter.path.relative_to(adapter.run)) else [str(adapter.path)]
@@ -123,32 +166,35 @@ def modelspec(adapter: Adapter, format_name: str, drawing: Drawing | None = None
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base.lower()}/lora",
         "modelspec.implementation": "https://github.com/huggingface/diffusers" if format_name == "diffusers" else "https://github.com/comfyanonymous/ComfyUI",
-        "modelspec.title": config.run_name or Path(config.model_output_dir).name,
+        "modelspec.title": _title(config),
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{config.encode.resolution}x{config.encode.resolution}",
         "modelspec.prediction_type": "flow",
         **({} if drawing is None else {"modelspec.usage_hint": _usage(drawing)}),
         "ss_base_model_version": base,
         "ss_network_module": "peft.lora",
-        "ss_network_dim": str(peft["r"]),
-        "ss_network_alpha": str(peft["lora_alpha"]),
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
         "ss_steps": step[1] if step else "unknown",
     }
 
 
 def export(
-    target: str, out: Path | None, formats: tuple[str, ...], dtype: str | None, ema: bool = False, base: str | None = None
+    target: str, out: Path | None, formats: tuple[str, ...], dtype: str | None, ema: bool = False, base: str | None = None,
+    config: str | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write the weights of `target` in each format; returns the files or folders.
 
     `base`: the model that an adapter is for, where that is not the one that it was trained on; the files' metadata name it.
+    `config`: as for `find_trained`.
 
-    A LoRA (fp32 where `dtype` is None): `diffusers` is `<out>/pytorch_lora_weights.safetensors`, for
+    An adapter (fp32 where `dtype` is None): `diffusers` is `<out>/pytorch_lora_weights.safetensors`, for
     `pipe.load_lora_weights(out)`, alpha in the metadata, where diffusers looks for it; `comfyui` is
     `<out>/<name>_comfyui.safetensors`, the original repository's module names with `.alpha` tensors.
-    All weights (as stored where `dtype` is None): `diffusers` is `<out>/transformer/`, for `from_pretrained`.
+    All weights (as stored where `dtype` is None): `diffusers` is `<out>/transformer/`, for `from_pretrained`; `comfyui` is one
+    file, `<out>/<name>_comfyui.safetensors`, with the original's names.
     """
-    trained = find_trained(target, ema)
+    trained = find_trained(target, ema, config)
     folder = trained.output_folder("export")
     if base is not None:
         trained = replace(trained, config=config_of_adapter(trained.path, trained.config, base))
@@ -157,51 +203,93 @@ def export(
     if real(out / trained.path.name) == real(trained.path):
         raise UserError(f"--out {out} is where the weights themselves lie. Choose another folder.")
     with sole_user(out, "export"), naming_full_disk(out, "Free space and run it again."):
-        return _export(trained, out, formats, dtype, few_steps(trained.config, base))
+        drawing = few_steps(trained.config, base)
+        if drawing is not None:
+            _LOG.info("to draw with what is exported: %s", _usage(drawing))
+        if trained.is_lora:
+            return write_adapter(read_adapter(trained), out, formats, DTYPES[dtype or "fp32"], drawing)
+        reader = TensorReader(trained.path, FULL_STEM)
+        return write_weights(trained, reader, lambda name: reader[name][:], out, formats, DTYPES[dtype] if dtype else None)
 
 
-def _export(trained: Trained, out: Path, formats: tuple[str, ...], dtype: str | None, drawing: Drawing | None) -> list[Path]:
-    if drawing is not None:
-        _LOG.info("to draw with what is exported: %s", _usage(drawing))
-    if trained.is_lora:
-        return _export_lora(read_adapter(trained), out, formats, _DTYPES[dtype or "fp32"], drawing)
-    if "diffusers" not in formats:
-        raise UserError(f"{trained.path} holds all weights, and comfyui is for a LoRA only. Use --format diffusers.")
-    reader = TensorReader(trained.path, FULL_STEM)
-    with unfinished(out / FULL_FOLDER) as building:
-        with TensorWriter(building, FULL_STEM) as files:
-            for name in tqdm(reader.names, desc="export", unit="tensor"):
-                files.add(name, reader[name][:], _DTYPES[dtype] if dtype else None)
-        shutil.copyfile(trained.path / "config.json", building / "config.json")
-    return [out / FULL_FOLDER]
-
-
-def _export_lora(
-    adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: torch.dtype, drawing: Drawing | None
+def write_weights(
+    trained: Trained, reader: Weights, read: Callable[[str], Tensor], out: Path, formats: tuple[str, ...],
+    dtype: torch.dtype | None,
 ) -> list[Path]:  # fmt: skip
-    layers = {name: tensor.to(dtype) for name, tensor in adapter.layers.items()}
+    """Write all weights, whose names and shapes `reader` has and whose values `read` gives, in each format.
+
+    Raises:
+        UserError: the family does not say its names in ComfyUI's file.
+    """
+    written, model = [], build_model(trained.config)
+    places = original_places(model, reader.names) if "comfyui" in formats else {}
+    if "diffusers" in formats:
+        written.append(out / FULL_FOLDER)
+        with unfinished(out / FULL_FOLDER) as building:
+            with TensorWriter(building, FULL_STEM) as files:
+                for name in tqdm(reader.names, desc="diffusers", unit="tensor"):
+                    files.add(name, read(name), dtype)
+            (building / "config.json").write_text(json.dumps(model.transformer_config(), indent=2, sort_keys=True))
+    if "comfyui" in formats:
+        kept = dtype or read(next(iter(places))).dtype
+        written.append(out / f"{_file_stem(trained.config)}_comfyui.safetensors")
+        write_original(written[-1], places, reader.shape, read, kept, {"modelspec.title": _title(trained.config)})
+    return written
+
+
+def _title(config: Config) -> str:
+    return config.run_name or Path(config.model_output_dir).name
+
+
+def _file_stem(config: Config) -> str:
+    return re.sub(r"[^\w.-]+", "_", _title(config))
+
+
+def write_adapter(
+    adapter: Adapter, out: Path, formats: tuple[str, ...], dtype: torch.dtype, drawing: Drawing | None = None
+) -> list[Path]:
+    """Write an adapter in each format; `drawing` of few steps goes into the metadata.
+
+    Raises:
+        UserError: it has no form there.
+    """
     written = []
     if "diffusers" in formats:
+        if not adapter.layers:
+            raise UserError(
+                f"{adapter.path} is no LoRA, and was not written by PEFT, which diffusers needs. Use --format comfyui, or merge it "
+                "into the base: scienceflow merge CONFIG --lora FILE."
+            )
         metadata = modelspec(adapter, "diffusers", drawing)
         metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in adapter.peft.items()}, sort_keys=True)
         metadata["format"] = "pt"
         written.append(out / LORA_FILE)
         with unfinished(written[-1]) as part:
-            save_file({f"transformer.{name}": t.contiguous() for name, t in layers.items()}, part, metadata)
+            save_file({f"transformer.{name}": t.to(dtype).contiguous() for name, t in adapter.layers.items()}, part, metadata)
     if "comfyui" in formats:
-        model: FigureModel = build_model(adapter.config)
-        original = model.original_lora(layers, float(adapter.peft["lora_alpha"]), int(adapter.peft["r"]))
-        name = re.sub(r"[^\w.-]+", "_", adapter.config.run_name or Path(adapter.config.model_output_dir).name)
-        written.append(out / f"{name}_comfyui.safetensors")
+        made = adapter_tensors(build_model(adapter.config), adapter.updates)
+        typed = {name: tensor if name.endswith(".alpha") else tensor.to(dtype) for name, tensor in made.items()}
+        written.append(out / f"{_file_stem(adapter.config)}_comfyui.safetensors")
         with unfinished(written[-1]) as part:
-            save_file(original, part, modelspec(adapter, "comfyui", drawing))
+            save_file(typed, part, modelspec(adapter, "comfyui", drawing))
     return written
 
 
-def main(arguments: Namespace) -> int:
-    formats = ("diffusers", "comfyui") if arguments.format == "both" else (arguments.format,)
-    out = Path(arguments.out) if arguments.out else None
-    for path in export(arguments.target, out, formats, arguments.dtype, arguments.ema, arguments.base):
+def say_written(paths: list[Path]) -> None:
+    """Each file or folder with its size."""
+    for path in paths:
         size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
         print(f"{path}  ({size / 1e6:.2f} MB)")
+
+
+def formats_of(choice: str) -> tuple[str, ...]:
+    return ("diffusers", "comfyui") if choice == "both" else (choice,)
+
+
+def main(arguments: Namespace) -> int:
+    out = Path(arguments.out) if arguments.out else None
+    trained = find_trained(arguments.target, arguments.ema, arguments.config)
+    # of all weights one copy is enough, unless two are asked for
+    choice = arguments.format or ("both" if trained.is_lora else "diffusers")
+    say_written(export(arguments.target, out, formats_of(choice), arguments.dtype, arguments.ema, arguments.base, arguments.config))
     return 0

@@ -14,14 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from OpenSciDraw import flow
+from OpenSciDraw.config import load_config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.export import Trained, find_trained
+from OpenSciDraw.inference.merge import read_adapters
 from OpenSciDraw.inference.other_base import base_name, config_of_adapter
 from OpenSciDraw.inference.pictures import drawing_of_trained, encode_prompt, grid, pictures_to_edit, resolutions
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.utils.background import Background
 from OpenSciDraw.utils.files import make_folder
-from OpenSciDraw.weights.trainable import attach_lora, load_pretrained
+from OpenSciDraw.weights.start import add_to_base, attach_adapter, load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")
 
@@ -55,7 +57,7 @@ def load_for_inference(
     """The run's model, without its LoRA; the embeddings of `prompts` and of `negative` (last); the pictures that they edit."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = trained.config
-    if not trained.is_lora:
+    if not trained.is_lora and not trained.is_base:
         config = config.model_copy(update={"pretrained_full_ckpt_path": str(trained.path)})
     model = build_model(config, device, draws_only=True)
     images = pictures_to_edit(image_files, model, config.encode, "--image")
@@ -64,19 +66,27 @@ def load_for_inference(
     model.free_text_encoder()
     model.load_vae()
     model.load_transformer()
-    load_pretrained(model.transformer, config)  # all weights, or a base that training changed first
+    load_pretrained(model, config)  # all weights, or a base that training changed first
     return model, rows, images
 
 
 def main(arguments: Namespace) -> int:
     """Draw `--num` pictures of each prompt into `--out`, with a grid of all.
 
+    `--lora` adapters are added to the base with their strengths; the run's own stays beside it.
+
     Raises:
-        UserError: sizes that the model cannot draw.
+        UserError: sizes that the model cannot draw, an adapter that does not fit.
     """
-    trained = find_trained(arguments.run, arguments.ema)
+    if arguments.run.endswith(".py"):  # the model before training
+        config = load_config(arguments.run, complete=False)
+        trained = Trained(Path(arguments.run).absolute(), Path(config.model_output_dir), config, is_base=True)
+    else:
+        trained = find_trained(arguments.run, arguments.ema)
     folder = trained.output_folder("samples")
     if arguments.base is not None:
+        if not trained.is_lora:
+            raise UserError(f"--base is for a run's adapter, and {arguments.run} is none.")
         trained = replace(trained, config=config_of_adapter(trained.path, trained.config, arguments.base))
         folder = folder / f"on_{base_name(arguments.base)}"
     config = trained.config
@@ -84,8 +94,9 @@ def main(arguments: Namespace) -> int:
     out = make_folder(Path(arguments.out) if arguments.out else folder)
     model, rows, images = load_for_inference(trained, arguments.prompt, negative, arguments.image)
     pipe = model.pipeline(model.transformer)
+    add_to_base(model.transformer, read_adapters(arguments.lora, model))
     if trained.is_lora:
-        attach_lora(pipe, trained.path)
+        attach_adapter(model, pipe, trained.path)
     side = config.encode.resolution
     default = [image.size for image in images[:1]] or resolutions(config)[:1] or [(side, side)]
     width, height = arguments.width or default[0][0], arguments.height or default[0][1]

@@ -20,6 +20,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import vae_precision
 from OpenSciDraw.models.components import Components
 from OpenSciDraw.models.fingerprints import fingerprint, tokenizer_fingerprint
+from OpenSciDraw.models.original_names import Place
 from OpenSciDraw.models.source import ModelSource, load_component
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
@@ -207,6 +208,13 @@ class FigureModel(Components):
             out[f"{key}.lora_up.weight"] = layers[f"{module}.lora_B.weight"].contiguous()
             out[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
         return out
+
+    def original_place(self, parameter: str) -> Place | None:
+        """Where a parameter of diffusers' transformer lies in the original file of all weights, which ComfyUI loads.
+
+        None: the original has none, or the family does not say. Such weights are exported to diffusers alone.
+        """
+        return None
 
     # -- contract ------------------------------------------------------------------------------------
     @abstractmethod

@@ -17,6 +17,7 @@ from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import flux2_blocks, flux2_names
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.models.original_names import Place
 from OpenSciDraw.registry import MODELS
 
 TEXT_LAYERS = (9, 18, 27)  # hidden states of Qwen3 that are concatenated (Flux2KleinPipeline.encode_prompt)
@@ -193,6 +194,9 @@ class Flux2Klein(FigureModel):
     # -- export and contract ------------------------------------------------------------------
     def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
         return flux2_names.original_lora(layers, alpha, rank)
+
+    def original_place(self, parameter: str) -> Place | None:
+        return flux2_names.original_place(parameter)
 
     def family_contract(self) -> dict[str, dict[str, Any]]:
         latents = {

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.models.original_names import Place
 
 # diffusers name -> original name (the repository of Black Forest Labs, used by ComfyUI)
+_BLOCKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
 _SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
 _DOUBLE = {
     "attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj",
@@ -25,7 +27,39 @@ _OUTER = {
     "single_stream_modulation.linear": "single_stream_modulation.lin",
     "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
 }  # fmt: skip
+_NORMS = {
+    "transformer_blocks": {
+        "attn.norm_q": "img_attn.norm.query_norm", "attn.norm_k": "img_attn.norm.key_norm",
+        "attn.norm_added_q": "txt_attn.norm.query_norm", "attn.norm_added_k": "txt_attn.norm.key_norm",
+    },
+    "single_transformer_blocks": {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"},
+}  # fmt: skip
+_LAST = ("norm_out.linear", "final_layer.adaLN_modulation.1")  # (scale, shift) in diffusers, (shift, scale) in the original
+
+
+def halves_swapped(rows: Tensor) -> Tensor:
+    """The second half of the rows before the first."""
+    return torch.cat(rows.chunk(2, 0)[::-1])
+
+
+def original_place(parameter: str) -> Place | None:
+    """Where a parameter of diffusers' transformer lies in the original file; None where that has none."""
+    module, _, kind = parameter.rpartition(".")
+    if module in _OUTER or module == _LAST[0]:
+        return Place(f"{_OUTER.get(module, _LAST[1])}.{kind}", halves_swapped=module == _LAST[0])
+    block, _, rest = module.partition(".")
+    index, _, layer = rest.partition(".")
+    if norm := _NORMS.get(block, {}).get(layer):
+        return Place(f"{_BLOCKS[block]}.{index}.{norm}.scale")
+    if block == "transformer_blocks":
+        for fused, parts in _FUSED.items():
+            if layer in parts:
+                return Place(f"double_blocks.{index}.{fused}.{kind}", parts.index(layer), len(parts))
+    name = {"transformer_blocks": _DOUBLE, "single_transformer_blocks": _SINGLE}.get(block, {}).get(layer)
+    return None if name is None else Place(f"{_BLOCKS[block]}.{index}.{name}.{kind}")
 
 
 def original_lora(layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
@@ -52,6 +86,8 @@ def original_lora(layers: dict[str, Tensor], alpha: float, rank: int) -> dict[st
             put(f"double_blocks.{index}.{_DOUBLE[layer]}", down, up, alpha)
         elif module in _OUTER:
             put(_OUTER[module], down, up, alpha)
+        elif module == _LAST[0]:
+            put(_LAST[1], down, halves_swapped(up), alpha)
         elif kind != "transformer_blocks":
             raise UserError(f"LoRA on {module!r} has no counterpart in the original names; export --format diffusers.")
     for block in sorted({m.split(".")[1] for m in modules if m.startswith("transformer_blocks.")}, key=int):

@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.models.original_names import Place
 from OpenSciDraw.registry import MODELS
 
 # The pipeline's prompt template and the number of its leading tokens that it drops (QwenImagePipeline.__init__).
@@ -186,7 +187,11 @@ class QwenImage(FigureModel):
             max_sequence_length=self.max_sequence_length,
         ).images  # fmt: skip
 
-    # -- contract -----------------------------------------------------------------------------
+    # -- export and contract ------------------------------------------------------------------
+    def original_place(self, parameter: str) -> Place | None:
+        """The original has diffusers' names."""
+        return Place(parameter)
+
     def family_contract(self) -> dict[str, dict[str, Any]]:
         latents = {
             "vae": "AutoencoderKLQwenImage",

@@ -30,7 +30,7 @@ from OpenSciDraw.store.table import StoreTable
 from OpenSciDraw.training.memory.activations import ActivationBudget, keeps, measure_saved_bytes
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.weights import trainable
-from OpenSciDraw.weights.adapters import adapters_off
+from OpenSciDraw.weights.kinds import switched_off
 from OpenSciDraw.weights.precision import autocast_type, compute_throughout
 from OpenSciDraw.weights.trainable import resolve_lora_layers
 
@@ -236,7 +236,7 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
 
         def without_gradients(adapted: bool) -> int:
             with count_flops() as counter, torch.no_grad():
-                with nullcontext() if adapted else adapters_off(transformer):
+                with nullcontext() if adapted else switched_off(transformer):
                     forward()
             return counter.get_total_flops()
 

@@ -40,7 +40,9 @@ def _number(value: Any) -> str | None:
 def _key_facts(run: RunData) -> list[tuple[str, Any]]:
     """What was trained on what, and how far it came."""
     config, last = run.config, run.sessions[-1] if run.sessions else {}
-    trained = f"LoRA, rank {config.get('rank', '?')}" if config.get("use_lora", True) else "all weights"
+    kind = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}.get(config.get("adapter_type", "lora"))
+    adapter = f"OFT, blocks of {config.get('oft_block_size', '?')}" if kind is None else f"{kind}, rank {config.get('rank', '?')}"
+    trained = adapter if config.get("use_lora", True) else "all weights"
     held = [value for _, value in run.series("held_out_loss") if finite(value)]
     steps = last.get("total_steps") or config.get("max_train_steps") or "?"
     speed, dataset = run.last("images_per_second"), config["dataset"] if isinstance(config.get("dataset"), dict) else {}

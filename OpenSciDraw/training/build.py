@@ -46,6 +46,7 @@ from OpenSciDraw.weights.files import list_checkpoints
 from OpenSciDraw.weights.fp8 import use_fp8_products
 from OpenSciDraw.weights.precision import autocast_type, cast_inputs, compute_throughout
 from OpenSciDraw.weights.quantization import quantization_config
+from OpenSciDraw.weights.start import load_pretrained, load_pretrained_adapter
 
 _LOG = logging.getLogger("OpenSciDraw")
 Objective = Callable[[FigureModel, Batch, Place, Config, Tensor], LossOutput]
@@ -115,7 +116,8 @@ class Run:
         if self.zero:  # it flattens parameters, which these cannot work on
             refused |= {"validation_model": config.validation_model is not None}
             refused |= {"use_ema": config.use_ema, "optimizer": config.optimizer != "AdamW", "use_8bit_adam": config.use_8bit_adam,
-                        "master_weights": config.master_weights != "fp32"}  # fmt: skip
+                        "master_weights": config.master_weights != "fp32",
+                        "adapter_type": config.adapter_type != "lora"}  # fmt: skip
         found = [name for name, is_set in refused.items() if is_set]
         if (self.sharding or self.zero) and found:
             values = ", ".join(f"{name} = {getattr(config, name)!r}" for name in found)
@@ -224,7 +226,7 @@ class Run:
             model.transformer = model.empty_transformer(dtype)
         else:
             model.load_transformer(quantization_config(config, model), torch.device("cpu") if config.offload else None, dtype)
-            trainable.load_pretrained(model.transformer, start)
+            load_pretrained(model, start)
         self.layers = trainable.make_trainable(model.transformer, config)
         if config.fp8_products:
             _LOG.info("8-bit float products in %d frozen layers", use_fp8_products(model.transformer, accelerator.device))
@@ -244,7 +246,7 @@ class Run:
             model.transformer = accelerator.prepare(model.transformer)
         self.reference = Reference(model, config, accelerator, self.sharding) if config.needs_reference else None
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
-        trainable.load_pretrained_adapter(self.parameters, start)
+        load_pretrained_adapter(model, self.parameters, start)
         if self.validation_model is not None and accelerator.is_main_process:
             self.validation_model.load()
         # gradient, copy in bf16, averages, optimizer: not there yet when "auto" looks what is free

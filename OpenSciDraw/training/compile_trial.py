@@ -41,7 +41,8 @@ TIMED = 5
 LONG = 3000  # steps from which "auto" asks for a trial at all: it takes minutes, which a shorter run never gets back
 PACKAGES = ("torch", "triton", "diffusers", "peft")
 # what decides which code is compiled
-KEYS = ("model_type", "mixed_precision", "use_lora", "lora_layers", "rank", "lora_alpha", "lora_dropout", "master_weights",
+KEYS = ("model_type", "mixed_precision", "use_lora", "lora_layers", "rank", "lora_alpha", "lora_dropout", "adapter_type",
+        "use_rslora", "lokr_factor", "lokr_decompose_both", "oft_block_size", "master_weights",
         "train_batch_size", "max_sequence_length", "gradient_checkpointing")  # fmt: skip
 
 

@@ -26,8 +26,9 @@ from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.parallel import sharding
 from OpenSciDraw.training.memory.offload import BlockOffload
 from OpenSciDraw.weights import trainable
-from OpenSciDraw.weights.adapters import adapters_off
+from OpenSciDraw.weights.kinds import switched_off
 from OpenSciDraw.weights.precision import autocast_type, cast_inputs
+from OpenSciDraw.weights.start import load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")
 RESIDENT_BLOCKS = 2  # of the frozen copy, on the device at a time: one runs, the next comes
@@ -69,7 +70,7 @@ class Reference:
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
-        with self._in_place(self._policy), adapters_off(self._policy):
+        with self._in_place(self._policy), switched_off(self._policy):
             yield
 
     def _frozen_copy(self) -> Any:
@@ -109,8 +110,8 @@ def _in_cpu_memory(model: FigureModel, config: Config) -> Any:
     """Loaded as the policy was, then in the type that the policy's products have: the bits of its first forward."""
     with _built_apart(model):
         model.load_transformer(None, torch.device("cpu"), trainable.loading_dtype(config))
+        load_pretrained(model, config)
         frozen = model.transformer
-        trainable.load_pretrained(frozen, config)
     if autocast_type(config, model) != config.mixed_precision:  # bf16 throughout
         for parameter in frozen.parameters():
             parameter.data = parameter.data.to(DTYPES[config.mixed_precision])

@@ -30,6 +30,7 @@ from OpenSciDraw.training.watch import require_no_worse, values_at_start
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.versions import versions
 from OpenSciDraw.validation_funcs.held_out_loss import held_out_loss
+from OpenSciDraw.weights.kinds import adapter_name
 from OpenSciDraw.weights.quantization import unquantized
 
 _LOG = logging.getLogger("OpenSciDraw")
@@ -64,8 +65,9 @@ class Training(SavedRun):
         if accelerator.is_main_process:
             _LOG.info(
                 "training %s: %s, %.2f M trained parameters (%s); %d rows (+ %d held out)",
-                self.model.transformer_class, f"LoRA on {len(self.layers)} layers" if self.layers else "all weights",
-                trained / 1e6, str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
+                self.model.transformer_class,
+                f"{adapter_name(self.config)} on {len(self.layers)} layers" if self.layers else "all weights", trained / 1e6,
+                str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
                 len(self.dataset) - len(self.held_out), len(self.held_out),
             )  # fmt: skip
             _LOG.info(

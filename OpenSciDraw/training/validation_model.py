@@ -25,6 +25,7 @@ from OpenSciDraw.training.reference import RESIDENT_BLOCKS
 from OpenSciDraw.validation_funcs.sample_prompts import PromptSet, draw_prompts, image_folder
 from OpenSciDraw.weights import trainable
 from OpenSciDraw.weights.precision import compute_throughout
+from OpenSciDraw.weights.start import load_pretrained
 
 _LOG = logging.getLogger("OpenSciDraw")
 FOLDER = "validation_model"  # of its pictures, inside a step's
@@ -66,7 +67,7 @@ class ValidationModel:
         """The transformer in CPU memory, with an adapter like the run's."""
         config, model = self.config, self.model
         model.load_transformer(None, torch.device("cpu"), trainable.loading_dtype(config))
-        trainable.load_pretrained(model.transformer, config)
+        load_pretrained(model, config)
         trainable.make_trainable(model.transformer, config)
         BlockOffload(model.transformer, self._accelerator.device, RESIDENT_BLOCKS)
         self._copies = compute_throughout(model, model.transformer, config)

@@ -1,6 +1,7 @@
 """LoRA layers with few kernels, and one bf16 copy of what trains for each forward.
 
-PEFT makes the layers, names them, saves and merges them; only their forward, y = x W^T + s (x A^T) B^T (arXiv:2106.09685), differs:
+Of plain LoRA alone, with or without rsLoRA's scale; DoRA and other kinds (kinds.py) have PEFT's own layers. PEFT makes the layers,
+names them, saves and merges them; only their forward, y = x W^T + s (x A^T) B^T (arXiv:2106.09685), differs:
 
 - the low-rank product is added by the matrix product itself (`addmm_`), not scaled, cast and added in kernels of their own;
 - layers that read the same input (q, k, v) are computed together: one product with their A stacked, and one gradient of
@@ -13,8 +14,7 @@ Shapes: N tokens of the whole batch, in and out a layer's widths, r the rank, n 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class AdaptedLinear(lora.Linear):
     group: SharedInput | None = None
     place: int = 0  # in the group
     factors: tuple[Tensor, Tensor] | None = None  # this forward's A and B in the base's type; None: cast where they are used
-    is_off: bool = False  # see `adapters_off`
+    is_off: bool = False  # see `switched_off` in kinds.py
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.is_off:
@@ -208,7 +208,7 @@ class Adapters:
             self.groups.append(group)
             for place, member in enumerate(same):
                 member.group, member.place = group, place
-        if dtype is not None:
+        if dtype is not None and self.groups:
             transformer.register_forward_pre_hook(lambda *_: self.renew())
 
     def renew(self) -> None:
@@ -224,22 +224,6 @@ class Adapters:
             group.stacked = stacked
             for layer, down in zip(group.layers, stacked.chunk(len(group.layers)), strict=True):
                 layer.factors = (down, next(made))
-
-
-@contextmanager
-def adapters_off(transformer: nn.Module) -> Iterator[None]:
-    """The base alone: inside, each adapted layer is its base layer, to the bit, whatever that is (plain, 8-bit, quantised).
-
-    PEFT's own switch also marks adapters as frozen, which DDP and FSDP2, who counted them before, must not see.
-    """
-    layers = [module for module in transformer.modules() if isinstance(module, AdaptedLinear)]
-    for layer in layers:
-        layer.is_off = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.is_off = False
 
 
 def copies_of_parameters(module: nn.Module) -> list[Tensor]:

@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
+from OpenSciDraw.models.original_names import FromOriginal, Place
+from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader
 
 _LOG = logging.getLogger("OpenSciDraw")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -46,12 +47,15 @@ class _Tensors:
         return self._tensors[name]
 
 
-def open_weights(given: str, parameters: Mapping[str, Tensor], token: str | None = None) -> Weights:
+def open_weights(
+    given: str, parameters: Mapping[str, Tensor], token: str | None = None, original: Callable[[str], Place | None] | None = None
+) -> Weights:
     """The weights that `pretrained_full_ckpt_path` names, for a model with these `parameters`, in its order.
 
     `given` is a folder with diffusers' files or with `transformer/` in it, the id of a hub repository with `transformer/`
-    (fetched), a .safetensors file, or a file of torch, read by its weights-only loader: a state dict, or the `ema_weights.pt`
-    of diffusers' EMAModel, a list that is matched to the parameters by its order.
+    (fetched), a .safetensors file with diffusers' names or with the original's (which `original`, a family's `original_place`,
+    knows: the one file that ComfyUI loads), or a file of torch, read by its weights-only loader: a state dict, or the
+    `ema_weights.pt` of diffusers' EMAModel, a list that is matched to the parameters by its order.
 
     Raises:
         UserError: nothing there, not readable, something else than weights, or a list of another length or other shapes.
@@ -60,7 +64,7 @@ def open_weights(given: str, parameters: Mapping[str, Tensor], token: str | None
     if path.is_dir():
         return TensorReader(path / FULL_FOLDER if (path / FULL_FOLDER).is_dir() else path, FULL_STEM)
     if path.is_file() and path.suffix == ".safetensors":
-        return _Tensors(load_tensors(path))
+        return _one_file(path, parameters, original)
     if path.is_file() and path.suffix in _TORCH_FILES:
         return _Tensors(_read_torch(path, parameters))
     if not path.exists() and _HUB_ID.fullmatch(given):
@@ -69,6 +73,17 @@ def open_weights(given: str, parameters: Mapping[str, Tensor], token: str | None
         f"pretrained_full_ckpt_path = {given!r}: no such folder. Give a folder with diffusers' weights, a hub id, or a file: "
         f".safetensors, {', '.join(_TORCH_FILES)}."
     )
+
+
+def _one_file(path: Path, parameters: Mapping[str, Tensor], original: Callable[[str], Place | None] | None) -> Weights:
+    reader = TensorReader(path.parent, path.stem)
+    if not parameters.keys() & set(reader.names) and original is not None:
+        places = {name: place for name in parameters if (place := original(name)) is not None}
+        found = FromOriginal(places, reader.names, reader.tensor, reader.shape)
+        if len(found.names) > len(found.unknown):
+            _LOG.info("%s: weights with the original's names, as ComfyUI loads them", path)
+            return found
+    return reader
 
 
 def _read_torch(path: Path, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, inject_adapter_in_model
 from torch import Tensor, nn
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.base import DTYPES, FigureModel
 from OpenSciDraw.parallel.sharding import copy_into, gathered
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
 from OpenSciDraw.utils.files import unfinished
-from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors, open_tensors
-from OpenSciDraw.weights.adapters import ADAPTER, AdaptedLinear
-from OpenSciDraw.weights.files import LORA_FILE, TensorWriter, lora_config
+from OpenSciDraw.utils.tensor_files import FULL_FOLDER, FULL_STEM, TensorReader, load_tensors
+from OpenSciDraw.weights.adapters import ADAPTER
+from OpenSciDraw.weights.files import LORA_FILE, TensorWriter
+from OpenSciDraw.weights.kinds import (
+    adapted_layers,
+    file_name,
+    initialise,
+    peft_config,
+    require_fitting,
+    without_chance,
+)
 from OpenSciDraw.weights.other_programs import Weights, open_weights
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm (a VAE's): saved, but not trained
@@ -50,20 +56,33 @@ def count_trained(transformer: nn.Module, config: Config) -> int:
         return sum(p.numel() for p in transformer.parameters())
     layers = dict(transformer.named_modules())
     names = resolve_lora_layers(transformer, config.lora_layers)
-    return sum(config.rank * sum(layers[name].weight.shape) for name in names)
+    if config.adapter_type == "lora":
+        return sum(config.rank * sum(layers[name].weight.shape) for name in names)
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        alike.setdefault(tuple(layers[name].weight.shape), []).append(name)
+    total = 0
+    with torch.device("meta"):  # an adapter on one layer of each shape, without memory
+        for (out, width), same in alike.items():
+            alone = nn.ModuleDict({"layer": nn.Linear(width, out, bias=False)})
+            inject_adapter_in_model(peft_config(config, ["layer"]), alone, ADAPTER)
+            total += len(same) * sum(p.numel() for p in alone.parameters() if p.requires_grad)
+    return total
 
 
 def fill(model: FigureModel, config: Config) -> None:
     """Give a transformer that was built without weights (sharded training) those of the base and of a new adapter."""
-    base = {name.replace(".base_layer.", "."): p for name, p in model.transformer.named_parameters() if ".lora_" not in name}
+    adapter = trainable_parameters(model.transformer) if config.use_lora else {}
+    frozen = {name: p for name, p in model.transformer.named_parameters() if name not in adapter}
+    base = {name.replace(".base_layer.", "."): p for name, p in frozen.items()}
     if config.pretrained_full_ckpt_path is not None:
         given = config.pretrained_full_ckpt_path
-        _read_full(base, open_weights(given, base, config.huggingface_token), given)
+        read_full(base, open_weights(given, base, config.huggingface_token, model.original_place), given)
     else:
         folder = model.component_files("transformer")
         stem = FULL_STEM + (f".{model.source.variant}" if model.source.variant else "")
-        _read_full(base, TensorReader(folder, stem), folder)
-    initialise_lora(model.transformer, config.seed)
+        read_full(base, TensorReader(folder, stem), folder)
+    initialise(model.transformer, config.seed)
 
 
 def resolve_lora_layers(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
@@ -99,35 +118,33 @@ def resolve_lora_layers(model: nn.Module, patterns: str | Sequence[str]) -> list
 
 
 def add_lora(transformer: Any, config: Config) -> list[str]:
-    """Add a LoRA adapter with fp32 weights; everything else stays frozen. Returns the layers' names.
+    """Add an adapter (`adapter_type`) with fp32 weights; everything else stays frozen. Returns the layers' names.
 
     Raises:
         UserError: bad layer patterns, or PEFT made another set of layers than asked for.
     """
     layers = resolve_lora_layers(transformer, config.lora_layers)
+    require_fitting(transformer, layers, config)
     with torch.random.fork_rng(devices=[]):
-        adapter = LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=layers)
-        adapter._register_custom_module({nn.Linear: AdaptedLinear})
-        transformer.add_adapter(adapter, adapter_name=ADAPTER)
-    made = [name for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
+        transformer.add_adapter(peft_config(config, layers), adapter_name=ADAPTER)
+    without_chance(transformer)
+    made = list(adapted_layers(transformer))
     if made != layers:
         raise UserError(f"PEFT made adapters on {len(made)} layers, {len(layers)} were asked for: {set(made) ^ set(layers)}")
     for parameter in trainable_parameters(transformer).values():
         parameter.data = parameter.data.float()  # small updates round away in bf16
-    initialise_lora(transformer, config.seed)
+    initialise(transformer, config.seed)
     return layers
 
 
-def initialise_lora(transformer: nn.Module, seed: int) -> None:
-    """A ~ N(0, 1 / rank^2), B = 0 (PEFT's "gaussian"), keyed by (seed, layer): the same on any number of devices."""
-    for name, parameter in transformer.named_parameters():
-        if parameter.is_meta:
-            continue
-        if ".lora_A." in name:
-            noise = torch.randn(parameter.shape, generator=keyed_generator("lora", seed, name))
-            copy_into(parameter, noise / parameter.shape[0])
-        elif ".lora_B." in name:
-            copy_into(parameter, torch.zeros(parameter.shape))
+def inject(transformer: Any, stated: Mapping[str, Any]) -> None:
+    """Add an adapter as a file of ours states it (`lora_metadata`), with fp32 weights that are still to be filled."""
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[stated["peft_type"]]
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config_class(**stated), transformer, ADAPTER)
+    without_chance(transformer)
+    for parameter in trainable_parameters(transformer).values():
+        parameter.data = parameter.data.float()
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -151,7 +168,7 @@ def save_weights(
     or as they are.
     """
     if config.use_lora:
-        layers = {_file_name(name): gathered(tensor).detach().cpu().contiguous() for name, tensor in values.items()}
+        layers = {file_name(name): gathered(tensor).detach().cpu().contiguous() for name, tensor in values.items()}
         if write:
             with unfinished(folder / LORA_FILE) as part:
                 model.pipeline_class.save_lora_weights(
@@ -176,19 +193,14 @@ def load_weights(values: Mapping[str, Tensor], folder: Path, config: Config) -> 
     if config.use_lora:
         load_lora_state(values, read_lora(folder / LORA_FILE), folder)
     else:
-        _read_full(values, TensorReader(folder / FULL_FOLDER, FULL_STEM), folder)
+        read_full(values, TensorReader(folder / FULL_FOLDER, FULL_STEM), folder)
 
 
-def _read_full(values: Mapping[str, Tensor], reader: Weights, folder: Path | str) -> None:
+def read_full(values: Mapping[str, Tensor], reader: Weights, folder: Path | str) -> None:
     there = {name: reader.shape(name) for name in reader.names if not name.endswith(STATISTICS)}
     _require_fit(values, there, folder, "Check the model it belongs to.")
     for name, tensor in values.items():
         copy_into(tensor, reader[name])
-
-
-def _file_name(parameter: str) -> str:
-    """PEFT's parameter name -> the name in a LoRA file."""
-    return parameter.replace(f".{ADAPTER}.", ".")
 
 
 def load_lora_state(values: Mapping[str, Tensor], state: Mapping[str, Tensor], where: Path | str) -> None:
@@ -197,7 +209,7 @@ def load_lora_state(values: Mapping[str, Tensor], state: Mapping[str, Tensor], w
     Raises:
         UserError: names or shapes differ from the adapter that the config describes.
     """
-    own = {_file_name(name): tensor for name, tensor in values.items()}
+    own = {file_name(name): tensor for name, tensor in values.items()}
     _require_fit(own, {name: tuple(t.shape) for name, t in state.items()}, where, "Check rank and lora_layers.")
     for name, tensor in own.items():
         copy_into(tensor, state[name])
@@ -220,56 +232,11 @@ def lora_metadata(transformer: Any) -> dict[str, Any]:
 
     Without dropout: diffusers would build it in training mode, and every picture by `load_lora_weights` would be disturbed.
     """
-    stated = transformer.peft_config[ADAPTER].to_dict() | {"lora_dropout": 0.0}
+    stated = transformer.peft_config[ADAPTER].to_dict()
+    stated |= {name: 0.0 for name in ("lora_dropout", "module_dropout", "rank_dropout") if name in stated}
     return {name: sorted(value) if isinstance(value, set) else value for name, value in stated.items()}  # the same bytes each time
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
     """Adapter tensors of a diffusers LoRA file, without the pipeline's `transformer.` prefix."""
     return {name.removeprefix("transformer."): tensor for name, tensor in load_tensors(path).items()}
-
-
-def lora_file(path: str) -> Path:
-    file = Path(path).expanduser()
-    file = file / LORA_FILE if file.is_dir() else file
-    if not file.is_file():
-        raise UserError(f"pretrained_lora_ckpt_path = {path!r}: no such file (expected {LORA_FILE} or its folder).")
-    return file
-
-
-def load_pretrained(transformer: Any, config: Config) -> None:
-    """Weights to start from, before the new adapter: a full checkpoint, a LoRA fused into the base.
-
-    Raises:
-        UserError: the path is missing, or does not fit the model.
-    """
-    if config.pretrained_full_ckpt_path is not None:
-        given, parameters = config.pretrained_full_ckpt_path, dict(transformer.named_parameters())
-        _read_full(parameters, open_weights(given, parameters, config.huggingface_token), given)
-    if config.pretrained_lora_ckpt_path is not None and config.fuse_pretrained_lora:
-        file = lora_file(config.pretrained_lora_ckpt_path)
-        transformer.load_lora_adapter(str(file.parent), weight_name=file.name, adapter_name="pretrained")
-        transformer.fuse_lora(adapter_names=["pretrained"])
-        transformer.unload_lora()
-    transformer.eval()
-
-
-def attach_lora(pipe: Any, file: Path) -> None:
-    """Load a LoRA file into a pipeline to draw with it: diffusers makes its layers in training mode, with dropout active."""
-    with open_tensors(file):
-        pass  # a damaged one is named, before diffusers looks at it
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
-    pipe.transformer.eval()
-
-
-def load_pretrained_adapter(parameters: Mapping[str, Tensor], config: Config) -> None:
-    """Start the new adapter from a saved one of the same rank and layers (unless it was fused into the base).
-
-    The saved one keeps its effect where `lora_alpha` differs: its B is scaled by the ratio of the alphas.
-    """
-    if config.pretrained_lora_ckpt_path is not None and not config.fuse_pretrained_lora:
-        file = lora_file(config.pretrained_lora_ckpt_path)
-        state, alpha = read_lora(file), lora_config(file).get("lora_alpha")
-        if alpha is not None and alpha != config.lora_alpha:
-            state = {k: v * (alpha / config.lora_alpha) if ".lora_B." in k else v for k, v in state.items()}
-        load_lora_state(parameters, state, file)

@@ -97,8 +97,8 @@ def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) ->
     from OpenSciDraw.inference import sample
 
     arguments = Namespace(
-        image=[], run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
-        seed=7, num=1, out=str(tmp_path), ema=False,
+        lora=[], image=[], run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None,
+        guidance=None, seed=7, num=1, out=str(tmp_path), ema=False, base=None,
     )  # fmt: skip
     assert sample.main(arguments) == 0
     drawn = np.asarray(Image.open(tmp_path / "00_seed7.png")).astype(int)
@@ -116,7 +116,7 @@ def test_sample_edits_a_picture_at_its_buckets_size(trained: Path, tmp_path: Pat
     draw_figure(3, 0, width=256, height=96).image.save(tmp_path / "before.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     arguments = Namespace(
-        image=[str(tmp_path / "before.png")], run=str(trained), prompt=["Make it red."], negative_prompt=None, width=None,
+        lora=[], image=[str(tmp_path / "before.png")], run=str(trained), prompt=["Make it red."], negative_prompt=None, width=None,
         height=None, steps=2, guidance=None, seed=7, num=1, out=str(tmp_path / "one"), ema=False,
     )  # fmt: skip
     assert sample.main(arguments) == 0
@@ -142,7 +142,7 @@ def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, s
     from OpenSciDraw.evaluation.drawing import Artist
     from OpenSciDraw.inference.sample import find_trained
     from OpenSciDraw.models.base import build_model
-    from OpenSciDraw.weights.trainable import attach_lora, load_pretrained
+    from OpenSciDraw.weights.start import attach_adapter, load_pretrained
 
     file = trained / "pytorch_lora_weights.safetensors"
     with safe_open(file, framework="pt") as handle:
@@ -155,12 +155,12 @@ def test_everything_that_draws_with_a_run_draws_without_dropout(trained: Path, s
     for part in (model.load_text_encoder, model.load_vae, model.load_transformer):
         part()
     pipe = model.pipeline(model.transformer)
-    attach_lora(pipe, older)
+    attach_adapter(model, pipe, older)
     assert any(isinstance(module, torch.nn.Dropout) for module in pipe.transformer.modules())
     config = Config.model_validate(merged(store_config, pretrained_lora_ckpt_path=str(older), fuse_pretrained_lora=True))
     fused = build_model(config)
     fused.load_transformer()
-    load_pretrained(fused.transformer, config)
+    load_pretrained(fused, config)
     found = find_trained(str(trained), False)
     artist = Artist(found.config, found, tmp_path)
     artist.load([PROMPT])

@@ -17,7 +17,7 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import build_model
 from OpenSciDraw.weights.other_programs import open_weights
-from OpenSciDraw.weights.trainable import load_pretrained
+from OpenSciDraw.weights.start import load_pretrained
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_model_starts_from_the_same_weights_however_they_are_kept(  # type: ig
     config = Config.model_validate(values)
     model = build_model(config)
     model.load_transformer()
-    load_pretrained(model.transformer, config)
+    load_pretrained(model, config)
     for (name, own), wanted in zip(model.transformer.named_parameters(), average.shadow_params, strict=True):
         assert torch.equal(own, wanted), name
 
