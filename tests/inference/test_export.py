@@ -97,7 +97,8 @@ def test_sample_draws_files_of_the_trained_run(trained: Path, tmp_path: Path) ->
     from OpenSciDraw.inference import sample
 
     arguments = Namespace(
-        lora=[], image=[], run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
+        lora=[], image=[],
+        run=str(trained), prompt=[PROMPT], negative_prompt=None, width=None, height=None, steps=None, guidance=None,
         seed=7, num=1, out=str(tmp_path), ema=False,
     )  # fmt: skip
     assert sample.main(arguments) == 0
