@@ -287,7 +287,7 @@ def test_validation_and_sample_draw_the_same_picture(trained, device: torch.devi
     training = trained("drawing", **prompts, mixed_precision="bf16")
     out = training.output_dir / "again"
     given = Namespace(
-        image=[], run=str(training.output_dir), ema=False, prompt=[PROMPT], negative_prompt=None, width=None, height=None,
+        lora=[], image=[], run=str(training.output_dir), ema=False, prompt=[PROMPT], negative_prompt=None, width=None, height=None,
         steps=None, guidance=None, seed=7, num=1, out=str(out),
     )  # fmt: skip
     assert sample.main(given) == 0
