@@ -31,7 +31,7 @@ class CrossFieldError(ValueError):
 
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
-    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _mixed, _preferences, _validation)
+    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _captions, _mixed, _preferences, _validation)
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise CrossFieldError(problems)
@@ -204,6 +204,17 @@ def _data(config: Config) -> list[Problem]:
         )
         found.append((("data_sampler.batch_size", "train_batch_size"), message))
     return found
+
+
+def _captions(config: Config) -> list[Problem]:
+    encode, keys = config.encode, ("encode.caption_weights", "encode.caption_column")
+    columns = encode.caption_column if isinstance(encode.caption_column, list) else []
+    if encode.caption_weights and len(encode.caption_weights) != len(columns):
+        message = f"{len(encode.caption_weights)} weights for {len(columns)} columns. Name as many in caption_column, as a list."
+        return [(keys, message)]
+    if encode.caption_weights and not any(encode.caption_weights):
+        return [(keys, "no column has a weight above 0: no caption would be trained on. Give one.")]
+    return []
 
 
 def _mixed(config: Config) -> list[Problem]:

@@ -111,7 +111,17 @@ class EncodeConfig(Section):
     )  # fmt: skip
     resolution: Literal[128, 256, 512, 768, 1024] = key(768, "Encode", "Bucket grid: a unit is resolution / 16.", "px")
     image_column: str | None = key(None, "Encode", "Column of the image or its path; None = found by name.")
-    caption_column: str | None = key(None, "Encode", "Column of the caption; None = found by name.")
+    caption_column: str | Annotated[list[str], BeforeValidator(tuple_as_list)] | None = key(
+        None, "Encode", "Column of the caption, or columns of several captions of a figure; None = found by name."
+    )
+    caption_weights: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(tuple_as_list)] = key(
+        [], "Encode", "caption_column as a list: how often each of its captions is trained on; [] = alike.", "relative"
+    )
+    caption_lines: bool = key(False, "Encode", "Each line of a caption's .txt or .caption is a caption of its own.")
+    mask_column: str | None = key(
+        None, "Encode", "Column of the picture that says where a figure counts in the loss; x.mask.png beside x.png does without."
+    )
+    weight_column: str | None = key(None, "Encode", "Column, or key of a caption's .json, of a figure's weight in the loss.")
     reference_column: str | None = key(
         None, "Encode", "Column of the picture, or pictures, that an edit starts from; None = found by name."
     )

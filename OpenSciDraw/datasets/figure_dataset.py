@@ -15,7 +15,7 @@ from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
-from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, list_figures
+from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, figures_of
 from OpenSciDraw.registry import DATASETS
 from OpenSciDraw.store.contract import Contract
 
@@ -29,10 +29,7 @@ class FigureRows:
 
     def __init__(self, encode: EncodeConfig):
         self.encode = encode
-        refs, rejected = list_figures(
-            str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
-            encode.where, encode.reference_column,
-        )
+        refs, rejected = figures_of(encode)
         with ThreadPoolExecutor(8) as pool:  # sizes decide the buckets, so every figure is opened once
             opened = list(tqdm(pool.map(self._sizes, refs), total=len(refs), desc="sizes", unit="figure"))
         usable = [(ref, sizes) for ref, sizes in zip(refs, opened, strict=True) if sizes is not None]

@@ -49,7 +49,7 @@ from OpenSciDraw.encode.work import (
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
 from OpenSciDraw.figures.fitting import prepare, to_model_range
-from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, list_figures, write_rejected
+from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, figures_of, write_rejected
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.vae_precision import PICTURES, choose
 from OpenSciDraw.store.codec import encoded_bytes
@@ -90,8 +90,7 @@ def main(config: Config, engine: str = "local") -> int:
 
 def _encode(config: Config, source: str, target: Target, place: Place, engine: str) -> None:
     encode, folder = config.encode, target.folder
-    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
-                                  encode.where, encode.reference_column)  # fmt: skip
+    refs, rejected = figures_of(encode)
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     model = build_model(config, place.device())
     captions, instructions = texts_to_encode(refs, model.text_sees_pictures) if config.text == "stored" else ([], [])
