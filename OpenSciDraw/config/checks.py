@@ -31,7 +31,9 @@ class CrossFieldError(ValueError):
 
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
-    checks = (_registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _captions, _mixed, _preferences, _validation)
+    checks = (
+        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _captions, _mixed, _preferences, _validation,
+    )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise CrossFieldError(problems)

@@ -225,6 +225,10 @@ class Config(Section):
         0.01, "Data", "Training stops when more rows cannot be read.", "share of rows", ge=0, le=1
     )
 
+    mask_outside_weight: float = key(
+        0.0, "Data", "Figures with a mask: weight of the loss where the mask is black; where it is white it is 1.", ge=0, le=1
+    )
+
     gen_loss_weight: float = key(1.0, "Edit", "Weight of the loss of figures without references.", ge=0)
     edit_loss_weight: float = key(1.0, "Edit", "Weight of the loss of edits: figures with references.", ge=0)
     edit_loss_mode: Literal["uniform", "weighted", "balanced"] = key(

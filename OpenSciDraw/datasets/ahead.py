@@ -9,22 +9,28 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from OpenSciDraw import flow
+from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.datasets.caption_choice import Turn
 
 Rows = Sequence[int] | tuple[list[int], list[int]]  # a batch, alone or with the rows that are read after it
 
 
-class Numbered(Sampler[tuple[int, Any]]):
-    """The sampler's batches with the micro-step that each will be: `first` is that of the next batch when iteration starts."""
+class Numbered(Sampler[tuple[int, Any, int]]):
+    """The sampler's batches, each with the micro-step that it will be, and the epoch.
+
+    `first` is the micro-step of the next batch when iteration starts, `epoch` that of all batches until it ends.
+    """
 
     def __init__(self, sampler: Any):
-        self.sampler, self.first = sampler, 0
+        self.sampler, self.first, self.epoch = sampler, 0, 0
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return enumerate(self.sampler, self.first)
+    def __iter__(self) -> Iterator[tuple[int, Any, int]]:
+        epoch = self.epoch
+        return ((number, rows, epoch) for number, rows in enumerate(self.sampler, self.first))
 
 
 class BatchReader(Dataset[Batch]):
@@ -40,9 +46,10 @@ class BatchReader(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, Rows]) -> Batch:
-        micro_step, rows = item
-        batch: Batch = self.dataset.batch(*rows) if isinstance(rows, tuple) else self.dataset.batch(rows)
+    def __getitem__(self, item: tuple[int, Rows, int]) -> Batch:
+        micro_step, rows, epoch = item
+        turn = {"turn": Turn(self.seed, epoch)} if isinstance(self.dataset, RowDataset) else {}  # others have one caption a row
+        batch: Batch = self.dataset.batch(*rows, **turn) if isinstance(rows, tuple) else self.dataset.batch(rows, **turn)
         if batch.latents is None:
             return batch
         noise = flow.keyed_noise(self.seed, micro_step, batch.sample_ids, (batch.latents[0].numel(),))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset, StoreRows
 from OpenSciDraw.datasets.batch import Sample
+from OpenSciDraw.datasets.caption_choice import Turn
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
@@ -63,6 +64,14 @@ class JoinedRows:
     def sample(self, row: int) -> Sample:
         part, own = self._at(row)
         return part.sample(own)
+
+    @property
+    def is_described(self) -> bool:
+        return any(isinstance(part, StoreRows) and part.is_described for part in self.parts)
+
+    def sample_in(self, row: int, turn: Turn) -> Sample:
+        part, own = self._at(row)
+        return part.sample_in(own, turn) if isinstance(part, StoreRows) else part.sample(own)
 
     def empty_text(self) -> Tensor | None:
         return next((text for part in self.parts if (text := part.empty_text()) is not None), None)

@@ -37,6 +37,7 @@ from OpenSciDraw.encode.work import (
     Place,
     Target,
     Work,
+    captions_of,
     missing_shards,
     plan_of,
     refuse_strangers,
@@ -95,6 +96,7 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     model = build_model(config, place.device())
     captions, instructions = texts_to_encode(refs, model.text_sees_pictures) if config.text == "stored" else ([], [])
     started_from = sorted({r.id: r for ref in refs for r in ref.references}.values(), key=lambda ref: ref.id)
+    _say_described(refs)
     if started_from:
         edits = sum(bool(ref.references) for ref in refs)
         _LOG.info("%d of them are edits, which start from %d pictures", edits, len(started_from))
@@ -137,6 +139,15 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
         if count:
             _LOG.info("%d figures encoded in %.1f s: %.1f figures/s", count, seconds, count / seconds)
     _summarise(target, plan, rejected, place)
+
+
+def _say_described(refs: Sequence[FigureRef]) -> None:
+    """What is said of figures beside one caption acts in training, so it is counted here."""
+    several, masks, weights = (
+        sum(values) for values in zip(*((bool(r.captions), r.mask is not None, r.weight != 1) for r in refs), strict=True)
+    )
+    if several or masks or weights:
+        _LOG.info("%d of them have several captions, %d a mask, %d a weight other than 1", several, masks, weights)
 
 
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
@@ -245,7 +256,7 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
     captions, pictures = sum(len(w.items) for w in text), sum(len(w.items) for w in figures)
     latent = 2 * math.prod(model.latent_shape(encode.resolution, encode.resolution))
     row = encoded_bytes(model.text_shape(), model.text_storage) if captions else 0
-    texts = [ref.caption for work in figures for ref in work.items]
+    texts = [caption for work in figures for ref in work.items for caption in captions_of(ref)]
     texts += [item.caption if isinstance(item, Instruction) else item for work in text for item in work.items]
     beside = (len(figures) + len(text)) * _SHARD_BYTES + sum(_ROW_BYTES + 2 * len(caption.encode()) for caption in texts)
     total = pictures * latent + captions * row + beside

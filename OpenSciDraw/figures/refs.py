@@ -154,8 +154,9 @@ def load_figure(
 
 
 def content_of(ref: FigureRef) -> bytes | None:
-    """Hash of a figure's file or cell; None where it cannot be read, or is drawn."""
+    """Hash of a figure's file or cell, and its mask's; None where they cannot be read, or it is drawn."""
     try:
-        return None if isinstance(ref, DrawnRef) else xxhash.xxh3_128_digest(ref.read())
+        mask = b"" if ref.mask is None else ref.mask.read()
+        return None if isinstance(ref, DrawnRef) else xxhash.xxh3_128_digest(ref.read() + mask)
     except RejectedFigure:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from OpenSciDraw import flow
@@ -66,7 +67,8 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     """E || v(x_sigma, sigma, text) - (e - x) ||^2 (rectified flow, see flow.py), each sample weighted equally.
 
     Parts that the batch does not carry (latents, text) are encoded here, by the frozen encoders. Edits are predicted from their
-    references too; `gen_loss_weight` and `edit_loss_weight` scale the loss of a batch, which is of one kind.
+    references too; `gen_loss_weight` and `edit_loss_weight` scale the loss of a batch, which is of one kind. A sample's loss is the
+    mean over its tokens weighed by `token_weights` (its mask, an edit's regions), and counts as much as its weight says.
     """
     ids = batch.sample_ids
     with torch.autocast(model.device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
@@ -84,11 +86,14 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     predicted = model.velocity(noisy, sigma, text, references) if references else model.velocity(noisy, sigma, text)
     error = (predicted.float() - flow.velocity_target(clean, noise)).pow(2)
     per_sample = weighted = error.flatten(1).mean(1)
-    if references and config.edit_loss_mode != "uniform":
-        regions = edit_weights(batch.edit_boxes, error.shape[-2], error.shape[-1], config).to(error.device, non_blocking=True)
-        weighted = (regions * error).flatten(1).mean(1)
+    tokens = token_weights(batch, error.shape[-2], error.shape[-1], config, bool(references))
+    if tokens is not None:
+        weighted = (tokens.to(error.device, non_blocking=True) * error).flatten(1).mean(1)
     of_kind = config.edit_loss_weight if references else config.gen_loss_weight
-    loss = of_kind * (flow.loss_weight(sigma, config.weighting_scheme) * weighted).mean()
+    scale = flow.loss_weight(sigma, config.weighting_scheme)
+    if batch.weights is not None and bool((batch.weights != 1).any()):  # on the CPU: nothing waits for the device
+        scale = scale * batch.weights.to(scale.device, non_blocking=True)
+    loss = of_kind * (scale * weighted).mean()
     return LossOutput(loss, per_sample.detach(), sigma.detach())
 
 
@@ -123,6 +128,26 @@ def drawn_noise(batch: Batch, place: Place, config: Config, clean: Tensor) -> tu
     sigma = flow.shift_sigma(sigma, shift).to(clean.device, non_blocking=True)
     drawn = batch.noise if batch.micro_step == place.micro_step else None
     return sigma, flow.noise_of(drawn, place.seed, place.micro_step, ids, clean)
+
+
+def token_weights(batch: Batch, height: int, width: int, config: Config, edits: bool) -> Tensor | None:
+    """Weights of the loss at each token, (B, 1, height, width), of mean 1 in each sample; None: all alike.
+
+    A mask m (the mean over the token's area, 0 to 1) and mask_outside_weight u give a token the weight u + (1 - u) m; times those of
+    `edit_weights`; then divided by their mean, so that a figure's loss is a mean over what counts of it, however small that is.
+    """
+    weights: Tensor | None = None
+    if edits and config.edit_loss_mode != "uniform":
+        weights = edit_weights(batch.edit_boxes, height, width, config)
+    if any(mask is not None for mask in batch.masks):
+        outside = config.mask_outside_weight
+        weights = torch.ones(len(batch.masks), 1, height, width) if weights is None else weights
+        for weight, mask in zip(weights, batch.masks, strict=True):
+            if mask is not None:
+                covered = F.interpolate(mask[None, None].float() / 255, size=(height, width), mode="area")[0]
+                weight *= outside + (1 - outside) * covered
+                weight /= weight.mean().clamp(min=1e-6)  # nothing counts where mode "balanced" gives all that is masked 0
+    return weights
 
 
 def edit_weights(boxes: Sequence[Tensor | None], height: int, width: int, config: Config) -> Tensor:

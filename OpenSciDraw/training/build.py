@@ -24,7 +24,7 @@ from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.parallel import sharding, zero
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.store.contract import Contract
-from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
+from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place, flow_matching_loss
 from OpenSciDraw.training import checkpoint, resuming, trackers
 from OpenSciDraw.training.compile_trial import compile_blocks, may_compile
 from OpenSciDraw.training.launch import build_accelerator
@@ -138,6 +138,14 @@ class Run:
             raise UserError(
                 f"{self.dataset.where} holds edits, and the text encoder of {config.model_type} reads the pictures that they start "
                 "from, which a store does not keep as pixels. Set text = 'stored' and encode it, or dataset.type = 'FigureDataset'."
+            )
+        if self.dataset.is_described and self.objective is not flow_matching_loss:
+            _LOG.warning("%s: masks and weights of figures act in flow matching alone, not in %s", self.dataset.where,
+                         config.train_iteration_func_name)  # fmt: skip
+        if config.mask_outside_weight and not self.dataset.is_described:
+            raise UserError(
+                f"mask_outside_weight = {config.mask_outside_weight:g}, and no figure of {self.dataset.where} has a mask. Leave it "
+                "out, or encode the figures with their masks (docs/mixing-data.md)."
             )
         self.held_out = self.dataset.held_out(config.held_out_examples)
         keep = torch.ones(len(self.dataset), dtype=torch.bool)

@@ -94,7 +94,8 @@ def test_masks_lie_beside_a_figure_or_in_a_column(tmp_path: Path) -> None:
     masks = {ref.id: ref.mask and ref.mask.id for ref in list_figures(tmp_path / "folder")[0]}
     assert masks == {"x.png": "x.mask.png", "y.png": None, "own.mask.png": None}
     rows = [{"image": "x.png", "caption": "c", "m": "x.mask.png"}, {"image": "y.png", "caption": "c", "m": ""},
-            {"image": "own.mask.png", "caption": "c", "m": "none.png"}, {"image": "y.png", "caption": "d", "m": "../x.png"}]  # fmt: skip
+            {"image": "own.mask.png", "caption": "c", "m": "none.png"},
+            {"image": "y.png", "caption": "d", "m": "../x.png"}]  # fmt: skip
     (tmp_path / "folder" / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     refs, rejected = list_figures(tmp_path / "folder" / "list.jsonl", mask_column="m")
     assert {ref.id: ref.mask and ref.mask.id for ref in refs} == {"x.png": "x.mask.png", "y.png": None}

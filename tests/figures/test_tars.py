@@ -36,7 +36,8 @@ def test_files_of_one_name_are_one_figure_in_any_order(format: int, tmp_path: Pa
     long = "d/" + "n" * 95 if format == tarfile.USTAR_FORMAT else "d/" + "n" * 150  # names of several headers
     make_tar(tmp_path / "s-0.tar", [
         ("a.txt", b" a red box\r\n"), ("a.png", png()), ("b.json", json.dumps({"text": "blue"}).encode()), ("b.JPG", png("blue")),
-        ("sub/a.png", png("green")), ("sub/a.txt", b"green"), ("a.cls", b"7"), (f"{long}.png", png("black")), (f"{long}.txt", b"far"),
+        ("sub/a.png", png("green")), ("sub/a.txt", b"green"), ("a.cls", b"7"), (f"{long}.png", png("black")),
+        (f"{long}.txt", b"far"),
     ], format)  # fmt: skip
     make_tar(tmp_path / "s-1.tar", [("a.png", png("white", (40, 80))), ("a.txt", b"white")], format)
     refs, rejected = list_figures(tmp_path)
