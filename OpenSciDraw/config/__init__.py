@@ -5,10 +5,10 @@ May use: utils.
 
 from OpenSciDraw.config.files import load_config, load_saved_config
 from OpenSciDraw.config.schema import SECRET_KEYS, Config
-from OpenSciDraw.config.sections import EncodeConfig, EvaluateConfig, PreferenceConfig
+from OpenSciDraw.config.sections import EncodeConfig, EvaluateConfig, PreferenceConfig, SourceConfig
 from OpenSciDraw.config.text import save_config
 
 __all__ = [
-    "SECRET_KEYS", "Config", "EncodeConfig", "EvaluateConfig", "PreferenceConfig",
+    "SECRET_KEYS", "Config", "EncodeConfig", "EvaluateConfig", "PreferenceConfig", "SourceConfig",
     "load_config", "load_saved_config", "save_config",
 ]  # fmt: skip

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from OpenSciDraw.config.schema import Config
 
 FIGURE_DATASET = "FigureDataset"  # figures encoded while training; every other dataset reads encoded rows
+SOURCES_DATASET = "MixedSources"  # of several stores, each with its share
 MIXED_DATASET = "ArXiVParquetDatasetV4"  # of figures and edits in two folders
 GROUP_DATASET = "PreferenceGroups"  # of winners with their losers
+BUCKET_SAMPLERS = ("ArXiVMixScaleBatchSampler", *(f"DistributedBucketSampler{end}" for end in ("", "V2", "V3")))
 PREFERENCE_OBJECTIVES = ("dpo", "mdpo")
 MIN_PRODIGY_RATE, MAX_PRODIGY_RATE = 0.1, 10.0
 MAX_ADAM_RATE = 0.1
@@ -32,7 +34,8 @@ class CrossFieldError(ValueError):
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
     checks = (
-        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _captions, _mixed, _preferences, _validation,
+        _registered_names, _optimizer, _platform, _adapter, _weights, _memory, _data, _captions, _sources, _mixed, _preferences,
+        _validation,
     )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
     if problems:
@@ -190,7 +193,7 @@ def _data(config: Config) -> list[Problem]:
         )
     if online and config.text == "stored":
         found.append((("text", "dataset.type"), "FigureDataset has no stored text. Set text = 'online'."))
-    if not online and "base_dir" not in data.model_fields_set:
+    if not online and data.type != SOURCES_DATASET and "base_dir" not in data.model_fields_set:
         found.append((("dataset",), "base_dir is missing: dataset = dict(type=..., base_dir='/path/to/data')."))
     if data.is_remote and carries_credentials(data.location):  # its value is not printed
         found.append((("dataset",), "base_dir: the address carries credentials. They belong into the environment: docs/remote.md."))
@@ -217,6 +220,32 @@ def _captions(config: Config) -> list[Problem]:
     if encode.caption_weights and not any(encode.caption_weights):
         return [(keys, "no column has a weight above 0: no caption would be trained on. Give one.")]
     return []
+
+
+def _sources(config: Config) -> list[Problem]:
+    data = config.dataset
+    found: list[Problem] = []
+    if (data.type == SOURCES_DATASET) != bool(data.sources):
+        return [(("dataset.sources", "dataset.type"), f"sources go with dataset.type = {SOURCES_DATASET!r}. Set both, or neither.")]
+    labels = [source.label for source in data.sources]
+    if len(set(labels)) < len(labels):
+        found.append((("dataset.sources",), f"two sources are called {max(labels, key=labels.count)!r}. Give each a name."))
+    shares = [source.share is not None for source in data.sources]
+    if any(shares) and not all(shares):
+        found.append((("dataset.sources",), "some sources have a share and some have none. Give all a share, or repeats alone."))
+    if any(source.share is not None and "repeats" in source.model_fields_set for source in data.sources):
+        found.append((("dataset.sources",), "share and repeats of one source: the share decides alone. Leave repeats out."))
+    refused = {"dataset.parquet_base_path": data.parquet_base_path, "dataset.num_train_examples": data.num_train_examples}
+    for name in (name for name, value in refused.items() if value and data.sources):
+        found.append(((name, "dataset.sources"), f"does not act on several sources. Leave {name} out."))
+    if data.sources and data.is_remote:
+        found.append((("dataset.base_dir", "dataset.type"), f"{SOURCES_DATASET} reads folders of this machine. Copy them."))
+    if data.sources and config.data_sampler.type not in BUCKET_SAMPLERS:
+        found.append((("data_sampler.type", "dataset.type"), f"{SOURCES_DATASET} has its own. Leave it out."))
+    if config.dataset.keeps_base and config.pretrained_lora_ckpt_path and not config.fuse_pretrained_lora:
+        message = "keep_base keeps what the model predicts without the adapter. Set fuse_pretrained_lora = True: then it counts."
+        found.append((("pretrained_lora_ckpt_path", "dataset.sources"), message))
+    return found
 
 
 def _mixed(config: Config) -> list[Problem]:

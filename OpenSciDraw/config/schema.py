@@ -22,6 +22,7 @@ from OpenSciDraw.config.checks import (
     GROUP_DATASET,
     MIXED_DATASET,
     PREFERENCE_OBJECTIVES,
+    SOURCES_DATASET,
     require_agreement,
 )
 from OpenSciDraw.config.sections import (
@@ -309,6 +310,11 @@ class Config(Section):
         """Whether the objective compares the policy with the one that training began with, on winners and losers."""
         return self.train_iteration_func_name in PREFERENCE_OBJECTIVES
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the model as it was when training began runs beside the one that trains."""
+        return self.trains_preferences or self.dataset.keeps_base
+
     def dataset_arguments(self) -> dict[str, Any]:
         """What the class of `dataset.type` is called with."""
         data = self.dataset
@@ -320,6 +326,8 @@ class Config(Section):
         if data.type == MIXED_DATASET:
             names = ("base_dir", "gen_parquet_path", "edit_parquet_path", "quality_filter")
             paths = {name: getattr(data, name) for name in names}
+        if data.type == SOURCES_DATASET:
+            paths = {"base_dir": data.base_dir, "sources": data.sources}
         if data.is_remote:
             common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
         if data.type == GROUP_DATASET:

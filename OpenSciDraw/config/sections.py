@@ -53,6 +53,21 @@ class TransformerConfig(Section):
     type: str = key(..., "Model", "Class of the transformer; must be the one of model_type.")
 
 
+class SourceConfig(Section):
+    """One of several sources of training rows."""
+
+    path: str = key(..., "Data", "Folder of a store or of an older layout, inside base_dir.", min_length=1)
+    name: str | None = key(None, "Data", "Its name in the log and in metrics; None = path.")
+    share: float | None = key(None, "Data", "Its share of an epoch's rows, relative to the others'; for all or none.", gt=0)
+    repeats: float = key(1.0, "Data", "Without shares: how often an epoch goes through its rows; also 0.5.", "passes", gt=0)
+    weight: float = key(1.0, "Data", "Weight of its rows in the loss.", ge=0)
+    keep_base: bool = key(False, "Data", "Prior preservation: the target is what the base predicts, not the figure.")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.path
+
+
 class DatasetConfig(Section):
     type: str = key(
         "ArXiVParquetDatasetV2", "Data", "Registered dataset; FigureDataset encodes figures while training."
@@ -63,6 +78,9 @@ class DatasetConfig(Section):
     edit_parquet_path: str | None = key(None, "Data", "ArXiVParquetDatasetV4: folder of the edits inside base_dir.")
     quality_filter: Literal["high", "high+medium", "high_medium", "all"] | None = key(
         None, "Data", "ArXiVParquetDatasetV4: figures of these quality grades alone; None = all."
+    )
+    sources: Annotated[list[SourceConfig], BeforeValidator(tuple_as_list)] = key(
+        [], "Data", "MixedSources: [dict(path=..., share=..., repeats=..., weight=..., keep_base=..., name=...), ...]."
     )
     path_remapping: dict[str, str] | None = key(
         None, "Data", "PreferenceGroups: beginnings of absolute paths in published rows, and what replaces them."
@@ -88,6 +106,11 @@ class DatasetConfig(Section):
     @property
     def is_remote(self) -> bool:
         return is_remote(self.base_dir)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether what the base predicts for some rows is kept: prior preservation."""
+        return any(source.keep_base for source in self.sources)
 
     @property
     def location(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,3 +56,25 @@ class BatchReader(Dataset[Batch]):
             return batch
         noise = flow.keyed_noise(self.seed, micro_step, batch.sample_ids, (batch.latents[0].numel(),))
         return replace(batch, noise=noise, micro_step=micro_step)
+
+
+class ReadAhead(Sampler[tuple[list[int], list[int]]]):
+    """The sampler's batches, each with the rows of the next `batches` ones that the same data worker is going to read.
+
+    (DataLoader deals batches to its `workers` in turn.)
+    """
+
+    def __init__(self, sampler: Any, workers: int, batches: int):
+        self.sampler, self.stride, self.batches = sampler, max(1, workers), batches
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
+        source = iter(self.sampler)
+        queue = deque(itertools.islice(source, self.stride * self.batches + 1))
+        while queue:
+            coming = itertools.islice(queue, self.stride, None, self.stride)
+            yield queue[0], [row for batch in coming for row in batch]
+            queue.popleft()
+            queue.extend(itertools.islice(source, 1))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
 from OpenSciDraw.datasets.caption_choice import Turn, chosen_caption
@@ -232,14 +230,17 @@ class RowDataset:
         Raises:
             UserError: too many rows after one another cannot be read.
         """
-        self._announce([*indices, *coming])
+        size = len(self)  # a number of more than one pass over the rows says which pass it is of: source_sampler.py
+        turns = [None if turn is None else turn.later(index // size) for index in indices]
+        indices = [index % size for index in indices]
+        self._announce([*indices, *(index % size for index in coming)])
         rows: list[Sample | BadRow] = []
         taken = {*indices}
-        for index in indices:
-            rows.append(self.read(index, turn))
+        for index, own in zip(indices, turns, strict=True):
+            rows.append(self.read(index, own))
             if isinstance(rows[-1], BadRow):
                 same = self.bucket_of == self.bucket_of[index]
-                rows += self._next_readable(same, index, taken, turn)
+                rows += self._next_readable(same, index, taken, own)
         if not any(isinstance(row, Sample) for row in rows):
             rows += self._next_readable(np.ones(len(self), dtype=bool), indices[0], taken, turn)
         if not any(isinstance(row, Sample) for row in rows):
@@ -300,25 +301,3 @@ class ArXiVParquetDatasetV2(RowDataset):
         else:
             legacy = LegacyRows(folder)
             super().__init__(legacy, folder, num_train_examples, stat_data, legacy.reference_sizes())
-
-
-class ReadAhead(Sampler[tuple[list[int], list[int]]]):
-    """The sampler's batches, each with the rows of the next `batches` ones that the same data worker is going to read.
-
-    (DataLoader deals batches to its `workers` in turn.)
-    """
-
-    def __init__(self, sampler: Any, workers: int, batches: int):
-        self.sampler, self.stride, self.batches = sampler, max(1, workers), batches
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
-        source = iter(self.sampler)
-        queue = deque(itertools.islice(source, self.stride * self.batches + 1))
-        while queue:
-            coming = itertools.islice(queue, self.stride, None, self.stride)
-            yield queue[0], [row for batch in coming for row in batch]
-            queue.popleft()
-            queue.extend(itertools.islice(source, 1))

@@ -16,6 +16,9 @@ class Turn(NamedTuple):
     seed: int
     epoch: int
 
+    def later(self, passes: int) -> Turn:
+        return Turn(self.seed, self.epoch + passes)
+
 
 def chosen_caption(weights: Sequence[float], turn: Turn, sample_id: str) -> int:
     """The place of the caption that is trained on, among those with `weights` of sum 1.

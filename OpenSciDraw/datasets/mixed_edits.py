@@ -37,9 +37,14 @@ class JoinedRows:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def _at(self, row: int) -> tuple[StoreRows | LegacyRows, int]:
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of the part that a row is in, and its own number there."""
         part = int(np.searchsorted(self._first, row, side="right")) - 1
-        return self.parts[part], row - int(self._first[part])
+        return part, row - int(self._first[part])
+
+    def _at(self, row: int) -> tuple[StoreRows | LegacyRows, int]:
+        part, own = self._place(row)
+        return self.parts[part], own
 
     def buckets(self) -> np.ndarray:
         return np.concatenate([part.buckets() for part in self.parts])

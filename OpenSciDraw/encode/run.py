@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from OpenSciDraw.config import Config, EncodeConfig
-from OpenSciDraw.config.checks import FIGURE_DATASET, MIXED_DATASET
+from OpenSciDraw.config.checks import FIGURE_DATASET, MIXED_DATASET, SOURCES_DATASET
 from OpenSciDraw.encode.batches import BatchSizes
 from OpenSciDraw.encode.shards import (
     Decoder,
@@ -203,10 +203,10 @@ def _source(config: Config) -> str:
             f"dataset.type = {FIGURE_DATASET!r} encodes its figures while training: there is nothing to encode beforehand. "
             "For a store set dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
         )
-    if config.dataset.type == MIXED_DATASET:
+    if config.dataset.type in (MIXED_DATASET, SOURCES_DATASET):
         raise UserError(
-            f"dataset.type = {MIXED_DATASET!r} reads two folders of rows that are encoded already, and `encode` writes one store. "
-            "Encode each by a config of its own, with "
+            f"dataset.type = {config.dataset.type!r} reads several folders of rows that are encoded already, and `encode` "
+            "writes one store. Encode each by a config of its own, with "
             "dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
         )
     if source is None:

@@ -88,8 +88,9 @@ def make_plan(
     if gpu not in GPUS or engine not in ENGINES:
         known = f"GPUs: {', '.join(GPUS)}. Engines: {', '.join(ENGINES)}."
         raise UserError(f"--gpu {gpu} --engine {engine}: not known. {known}")
-    if config.trains_preferences and engine.startswith("zero"):
-        raise UserError(f"--engine {engine}: {config.train_iteration_func_name!r} does not run under DeepSpeed. Take ddp or fsdp2.")
+    if config.needs_reference and engine.startswith("zero"):
+        what = "keep_base" if config.dataset.keeps_base else repr(config.train_iteration_func_name)
+        raise UserError(f"--engine {engine}: {what} does not run under DeepSpeed. Take ddp or fsdp2.")
     if config.mixed_precision == "bf16" and not GPUS[gpu].bf16:
         raise UserError(f"{gpu} has no bf16: mixed_precision = 'bf16' does not run there. Set mixed_precision = 'fp16'.")
     with planned_model(config) as (model, source):
@@ -153,7 +154,7 @@ def _memory(plan: Plan, config: Config, transformer: Any, model: FigureModel) ->
 
 def _reference(plan: Plan, config: Config, transformer: Any) -> tuple[float, float]:
     """Bytes on one device, and in a process's CPU memory, of the frozen copy that preferences are compared with."""
-    if not config.trains_preferences or config.use_lora:
+    if not config.needs_reference or config.use_lora:
         return 0.0, 0.0
     each = 2 if config.mixed_precision == "bf16" else 4  # under fp16's autocast weights are fp32
     if plan.engine != "ddp":  # dealt over the devices; DeepSpeed is refused before this

@@ -216,7 +216,7 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
             if recompute:
                 ActivationBudget(transformer, None)
             with count_flops() as counter:
-                if config.trains_preferences:  # the reference: the same transformer, or one of the same shapes
+                if config.needs_reference:  # the reference: the same transformer, or one of the same shapes
                     with torch.no_grad(), adapters_off(transformer):
                         forward()
                 forward().float().pow(2).mean().backward()

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.datasets.ahead import BatchReader, Numbered
-from OpenSciDraw.datasets.arxiv_parquet import ReadAhead
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered, ReadAhead
 from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.datasets.mixed_sources import MixedSources
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.drawing import source_images
 from OpenSciDraw.inference.pictures import encode_prompt, pictures_to_edit
@@ -104,9 +104,11 @@ class Run:
             "bnb_quantization_config_path": config.bnb_quantization_config_path is not None,
             "offload_optimizer": config.offload_optimizer, "fp8_products": config.fp8_products,
         }  # fmt: skip
-        if self.zero and config.trains_preferences:
+        if self.zero and config.needs_reference:
+            name = f"train_iteration_func_name = {config.train_iteration_func_name!r}"
+            key = "a source with keep_base" if config.dataset.keeps_base else name
             raise UserError(
-                f"train_iteration_func_name = {config.train_iteration_func_name!r} does not go with DeepSpeed (accelerate's file "
+                f"{key} does not go with DeepSpeed (accelerate's file "
                 "asks for it), whose engine runs no reference beside the transformer that trains. Use an FSDP2 or DDP file."
             )
         if self.zero:  # it flattens parameters, which these cannot work on
@@ -152,7 +154,12 @@ class Run:
         keep[torch.from_numpy(self.held_out)] = False
         rows = keep.nonzero().flatten().numpy()
         sampler, lengths = config.data_sampler, self.dataset.text_lengths()
-        self.sampler = SAMPLERS.get(sampler.type)(
+        if config.dataset.keeps_base and self.objective is not flow_matching_loss:
+            raise UserError(
+                f"train_iteration_func_name = {config.train_iteration_func_name!r} does not know keep_base (a source of "
+                "dataset.sources): flow matching alone does. Leave keep_base out, or train_iteration_func_name."
+            )
+        self.sampler = (self.dataset.sampler if isinstance(self.dataset, MixedSources) else SAMPLERS.get(sampler.type))(
             self.dataset.bucket_of[rows], rows=rows, lengths=None if lengths is None else lengths[rows],
             batch_size=config.train_batch_size, num_replicas=place.num_processes, rank=place.process_index,
             drop_last=sampler.drop_last, shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,
@@ -239,7 +246,7 @@ class Run:
             self.copies = compute_throughout(model, model.transformer, config)
             sharding.leave_to_each_rank(model.transformer)
             model.transformer = accelerator.prepare(model.transformer)
-        self.reference = Reference(model, config, accelerator, self.sharding) if config.trains_preferences else None
+        self.reference = Reference(model, config, accelerator, self.sharding) if config.needs_reference else None
         self.parameters = trainable.trainable_parameters(accelerator.unwrap_model(model.transformer))
         trainable.load_pretrained_adapter(self.parameters, start)
         # gradient, copy in bf16, average, optimizer: not there yet when "auto" looks what is free

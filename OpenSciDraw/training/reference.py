@@ -48,7 +48,10 @@ class Reference:
             model.reference_policy = self._frozen_copy
             what = "a frozen copy of the weights at the start, " + ("dealt over the devices" if request else "in CPU memory")
         settings = config.preference
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and config.dataset.keeps_base:
+            kept = ", ".join(source.label for source in config.dataset.sources if source.keep_base)
+            _LOG.info("prior preservation on %s: the target is what the base predicts (%s)", kept, what)
+        elif accelerator.is_main_process:
             _LOG.info(
                 "%s: beta %g, margin up to %s, reference: %s; captions are not dropped", config.train_iteration_func_name,
                 settings.beta, settings.max_margin, what,
@@ -58,8 +61,9 @@ class Reference:
         """Raises UserError unless a checkpoint's reference (None: its run had none) is this one."""
         if identity is None:
             raise UserError(
-                f"{folder} was not trained on preferences, so it cannot go on with them. Start a new run from its weights: with "
-                "pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and fuse_pretrained_lora = True."
+                f"{folder} was not trained against a reference (preferences, keep_base), so it cannot go on with one. Start a "
+                "new run from its weights: with pretrained_full_ckpt_path, or pretrained_lora_ckpt_path and "
+                "fuse_pretrained_lora = True."
             )
         if identity != self.identity:
             raise UserError(
