@@ -1,8 +1,8 @@
 """Prior preservation: the house style of the demo, while the base's own figures are kept as the base predicts them.
 
-Command:  see docs/mixing-data.md, which has the numbers: two stores are encoded first, then this config is trained.
-Cost:     one CPU core, minutes.
-Result:   docs/mixing-data.md.
+Command:  docs/mixing-data.md (prior preservation): two stores are encoded by flux2klein_demo.py first, then this config is trained.
+Cost:     as the demo's, a step with half as many figures of the house style.
+Result:   not measured in full yet: docs/mixing-data.md says what is.
 """
 
 _base_ = "flux2klein_demo.py"
