@@ -128,7 +128,8 @@ def test_kept_rows_are_trained_on_what_the_base_predicts(two_stores: Path) -> No
     latents, text = torch.randn(3, *model.latent_shape(128, 128)), torch.randn(3, *model.text_shape())
     kept = (False, True, True)
     samples = [
-        Sample(str(at), "", latents[at], text[at], keeps_base=keep, source=int(keep), weight=1 + keep) for at, keep in enumerate(kept)
+        Sample(str(at), "", latents[at], text[at], keeps_base=keep, source=int(keep), weight=1 + keep)
+        for at, keep in enumerate(kept)
     ]
     config = Config.model_validate(mixed(two_stores, True, caption_dropout=0.0, train_batch_size=3))
 
