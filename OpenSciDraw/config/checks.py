@@ -233,7 +233,7 @@ def _sources(config: Config) -> list[Problem]:
     shares = [source.share is not None for source in data.sources]
     if any(shares) and not all(shares):
         found.append((("dataset.sources",), "some sources have a share and some have none. Give all a share, or repeats alone."))
-    if any(source.share is not None and "repeats" in source.model_fields_set for source in data.sources):
+    if any(source.share is not None and source.repeats != 1 for source in data.sources):
         found.append((("dataset.sources",), "share and repeats of one source: the share decides alone. Leave repeats out."))
     refused = {"dataset.parquet_base_path": data.parquet_base_path, "dataset.num_train_examples": data.num_train_examples}
     for name in (name for name, value in refused.items() if value and data.sources):

@@ -17,7 +17,7 @@ dataset = dict(
     ],
 )
 train_batch_size = 16
-max_train_steps = 60
+max_train_steps = 300
 held_out_examples = 0
 validation_prompts = []
 resolution_list = []

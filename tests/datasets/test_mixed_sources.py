@@ -11,7 +11,7 @@ import torch
 from conftest import BASE, make_model, train_and_resume
 
 from OpenSciDraw import flow
-from OpenSciDraw.config import Config
+from OpenSciDraw.config import Config, load_config, load_saved_config, save_config
 from OpenSciDraw.datasets.batch import Sample, collate
 from OpenSciDraw.datasets.source_sampler import Quota, SourceSampler
 from OpenSciDraw.encode import run as encode
@@ -165,6 +165,13 @@ def test_kept_rows_are_trained_on_what_the_base_predicts(two_stores: Path) -> No
                 assert losses[0][0] > 0.1 and losses[0][1:].max() < 1e-8
             else:
                 assert losses[0][1:].min() > 1e-6
+
+
+def test_a_saved_config_with_sources_is_read_back_equal(tmp_path: Path) -> None:
+    config = Config.model_validate(mixed(tmp_path, True))
+    save_config(config, tmp_path / "config.py")
+    assert load_saved_config(tmp_path / "config.py") == config  # by literals alone
+    assert load_config(tmp_path / "config.py") == config
 
 
 @pytest.mark.parametrize(("change", "reason"), [
