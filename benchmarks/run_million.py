@@ -33,8 +33,8 @@ import pyarrow as pa
 import torch
 from report import Result, in_turn, ratio
 
-from OpenSciDraw.datasets.ahead import BatchReader, Numbered
-from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered, ReadAhead
+from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
 from OpenSciDraw.datasets.mix_scale_sampler import ArXiVMixScaleBatchSampler
 from OpenSciDraw.figures.buckets import buckets
 from OpenSciDraw.store.contract import Contract

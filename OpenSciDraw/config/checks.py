@@ -5,16 +5,20 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
+from OpenSciDraw.config.data_checks import (
+    GROUP_DATASET,
+    MIXED_DATASET,
+    captions_problems,
+    data_problems,
+    mixed_problems,
+    sources_problems,
+)
 from OpenSciDraw.config.drawing import distillation_problems, validation_model_problems
 from OpenSciDraw.registry import DATASETS, METRICS, MODELS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
-from OpenSciDraw.utils.files import carries_credentials
 
 if TYPE_CHECKING:
     from OpenSciDraw.config.schema import Config
 
-FIGURE_DATASET = "FigureDataset"  # figures encoded while training; every other dataset reads encoded rows
-MIXED_DATASET = "ArXiVParquetDatasetV4"  # of figures and edits in two folders
-GROUP_DATASET = "PreferenceGroups"  # of winners with their losers
 PREFERENCE_OBJECTIVES = ("dpo", "mdpo")
 REWARD_OBJECTIVE = "reward"
 MIN_PRODIGY_RATE, MAX_PRODIGY_RATE = 0.1, 10.0
@@ -34,8 +38,8 @@ class CrossFieldError(ValueError):
 def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
     checks = (
-        _registered_names, _optimizer, _platform, _adapter, _adapter_kind, _weights, _memory, _data, _mixed, _preferences, _rewards,
-        _validation, distillation_problems, validation_model_problems,
+        _registered_names, _optimizer, _platform, _adapter, _adapter_kind, _weights, _memory, data_problems, captions_problems,
+        sources_problems, mixed_problems, _preferences, _rewards, _validation, distillation_problems, validation_model_problems,
     )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
     if problems:
@@ -197,56 +201,6 @@ def _memory(config: Config) -> list[Problem]:
     if config.validate_unquantized and not (config.quantization or config.bnb_quantization_config_path):
         found.append((("validate_unquantized", "quantization"), "the base is not quantised. Set validate_unquantized = False."))
     return found
-
-
-def _data(config: Config) -> list[Problem]:
-    found: list[Problem] = []
-    data, name = config.dataset, config.train_iteration_func_name
-    online = data.type == FIGURE_DATASET
-    if config.use_parquet_dataset == online:
-        message = f"{config.use_parquet_dataset} contradicts dataset.type = {data.type!r}. Set it to {not online}."
-        found.append((("use_parquet_dataset", "dataset.type"), message))
-    elif name.endswith("_train_iteration_func" if config.use_parquet_dataset else "_func_parquet"):
-        message = f"{name!r} does not go with dataset.type = {data.type!r} ('_parquet' = encoded rows). Leave it out."
-        found.append((("train_iteration_func_name", "dataset.type"), message))
-    if online and data.figures is None:
-        found.append(
-            (
-                ("dataset", "dataset.type"),
-                "FigureDataset needs figures: dataset = dict(..., figures='my_figures/').",
-            )
-        )
-    if online and config.text == "stored":
-        found.append((("text", "dataset.type"), "FigureDataset has no stored text. Set text = 'online'."))
-    if not online and "base_dir" not in data.model_fields_set:
-        found.append((("dataset",), "base_dir is missing: dataset = dict(type=..., base_dir='/path/to/data')."))
-    if data.is_remote and carries_credentials(data.location):  # its value is not printed
-        found.append((("dataset",), "base_dir: the address carries credentials. They belong into the environment: docs/remote.md."))
-    if not online and (data.figures or data.resolution):
-        message = f"only for {FIGURE_DATASET}; to encode figures beforehand set encode = dict(figures=...)."
-        found.append((("dataset.figures" if data.figures else "dataset.resolution", "dataset.type"), message))
-    if data.num_workers not in (None, config.dataloader_num_workers):
-        message = f"{data.num_workers}, but dataloader_num_workers = {config.dataloader_num_workers}. Set one of them."
-        found.append((("dataset.num_workers", "dataloader_num_workers"), message))
-    if config.data_sampler.batch_size not in (None, config.train_batch_size):
-        message = (
-            f"{config.data_sampler.batch_size}, but train_batch_size = {config.train_batch_size}. Set one of them."
-        )
-        found.append((("data_sampler.batch_size", "train_batch_size"), message))
-    return found
-
-
-def _mixed(config: Config) -> list[Problem]:
-    data, names = config.dataset, ("gen_parquet_path", "edit_parquet_path", "quality_filter")
-    given = [name for name in names if getattr(data, name) is not None]
-    if data.type != MIXED_DATASET and given:
-        keys = (*(f"dataset.{name}" for name in given), "dataset.type")
-        return [(keys, f"only for {MIXED_DATASET}. Set dataset.type, or leave it out.")]
-    if data.type == MIXED_DATASET and data.gen_parquet_path is None and data.edit_parquet_path is None:
-        return [(("dataset.type",), f"{MIXED_DATASET} needs gen_parquet_path, edit_parquet_path, or both: where are the data?")]
-    if data.type == MIXED_DATASET and data.is_remote:
-        return [(("dataset.base_dir", "dataset.type"), f"{MIXED_DATASET} reads folders of this machine. Copy the data here.")]
-    return []
 
 
 def _preferences(config: Config) -> list[Problem]:

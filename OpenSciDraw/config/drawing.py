@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from OpenSciDraw.config.sections import DistillConfig
+from OpenSciDraw.config.objective_sections import DistillConfig
 
 if TYPE_CHECKING:
     from OpenSciDraw.config.checks import Problem

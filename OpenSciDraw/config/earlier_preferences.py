@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSciDraw.config.checks import GROUP_DATASET
+from OpenSciDraw.config.data_checks import GROUP_DATASET
 from OpenSciDraw.config.layer import Layer, filled
 from OpenSciDraw.quiet import warn_once
 

@@ -10,23 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
-from OpenSciDraw.config.checks import (
-    FIGURE_DATASET,
-    GROUP_DATASET,
-    MIXED_DATASET,
-    PREFERENCE_OBJECTIVES,
-    REWARD_OBJECTIVE,
-    require_agreement,
-)
+from OpenSciDraw.config.checks import PREFERENCE_OBJECTIVES, REWARD_OBJECTIVE, require_agreement
+from OpenSciDraw.config.data_checks import FIGURE_DATASET, GROUP_DATASET, MIXED_DATASET, SOURCES_DATASET
 from OpenSciDraw.config.drawing import DISTILLATION
 from OpenSciDraw.config.following import objective_of, with_base_path
+from OpenSciDraw.config.objective_sections import DistillConfig, PreferenceConfig, RewardConfig
 from OpenSciDraw.config.sections import (
     DatasetConfig,
-    DistillConfig,
     EncodeConfig,
     EvaluateConfig,
-    PreferenceConfig,
-    RewardConfig,
     SamplerConfig,
     Section,
     TransformerConfig,
@@ -229,6 +221,10 @@ class Config(Section):
         0.01, "Data", "Training stops when more rows cannot be read.", "share of rows", ge=0, le=1
     )
 
+    mask_outside_weight: float = key(
+        0.0, "Data", "Figures with a mask: weight of the loss where the mask is black; where it is white it is 1.", ge=0, le=1
+    )
+
     gen_loss_weight: float = key(1.0, "Edit", "Weight of the loss of figures without references.", ge=0)
     edit_loss_weight: float = key(1.0, "Edit", "Weight of the loss of edits: figures with references.", ge=0)
     edit_loss_mode: Literal["uniform", "weighted", "balanced"] = key(
@@ -330,7 +326,7 @@ class Config(Section):
     @property
     def needs_reference(self) -> bool:
         """Whether the objective runs the model that training began with beside the one that trains."""
-        return self.trains_preferences or self.distills or (self.trains_rewards and self.reward.pull > 0)
+        return self.trains_preferences or self.distills or (self.trains_rewards and self.reward.pull > 0) or self.dataset.keeps_base
 
     @property
     def trains_rewards(self) -> bool:
@@ -348,6 +344,8 @@ class Config(Section):
         if data.type == MIXED_DATASET:
             names = ("base_dir", "gen_parquet_path", "edit_parquet_path", "quality_filter")
             paths = {name: getattr(data, name) for name in names}
+        if data.type == SOURCES_DATASET:
+            paths = {"base_dir": data.base_dir, "sources": data.sources}
         if data.is_remote:
             common |= {"cache_dir": data.cache_dir, "cache_gb": data.cache_gb}
         if data.type == GROUP_DATASET:

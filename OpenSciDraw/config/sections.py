@@ -53,6 +53,21 @@ class TransformerConfig(Section):
     type: str = key(..., "Model", "Class of the transformer; must be the one of model_type.")
 
 
+class SourceConfig(Section):
+    """One of several sources of training rows."""
+
+    path: str = key(..., "Data", "Folder of a store or of an older layout, inside base_dir.", min_length=1)
+    name: str | None = key(None, "Data", "Its name in the log and in metrics; None = path.")
+    share: float | None = key(None, "Data", "Its share of an epoch's rows, relative to the others'; for all or none.", gt=0)
+    repeats: float = key(1.0, "Data", "Without shares: how often an epoch goes through its rows; also 0.5.", "passes", gt=0)
+    weight: float = key(1.0, "Data", "Weight of its rows in the loss.", ge=0)
+    keep_base: bool = key(False, "Data", "Prior preservation: the target is what the base predicts, not the figure.")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.path
+
+
 class DatasetConfig(Section):
     type: str = key(
         "ArXiVParquetDatasetV2", "Data", "Registered dataset; FigureDataset encodes figures while training."
@@ -63,6 +78,9 @@ class DatasetConfig(Section):
     edit_parquet_path: str | None = key(None, "Data", "ArXiVParquetDatasetV4: folder of the edits inside base_dir.")
     quality_filter: Literal["high", "high+medium", "high_medium", "all"] | None = key(
         None, "Data", "ArXiVParquetDatasetV4: figures of these quality grades alone; None = all."
+    )
+    sources: Annotated[list[SourceConfig], BeforeValidator(tuple_as_list)] = key(
+        [], "Data", "MixedSources: [dict(path=..., share=..., repeats=..., weight=..., keep_base=..., name=...), ...]."
     )
     path_remapping: dict[str, str] | None = key(
         None, "Data", "PreferenceGroups: beginnings of absolute paths in published rows, and what replaces them."
@@ -90,6 +108,11 @@ class DatasetConfig(Section):
         return is_remote(self.base_dir)
 
     @property
+    def keeps_base(self) -> bool:
+        """Whether what the base predicts for some rows is kept: prior preservation."""
+        return any(source.keep_base for source in self.sources)
+
+    @property
     def location(self) -> str:
         """Folder or address of the encoded data."""
         return f"{self.base_dir.rstrip('/')}/{self.parquet_base_path}"
@@ -111,7 +134,17 @@ class EncodeConfig(Section):
     )  # fmt: skip
     resolution: Literal[128, 256, 512, 768, 1024] = key(768, "Encode", "Bucket grid: a unit is resolution / 16.", "px")
     image_column: str | None = key(None, "Encode", "Column of the image or its path; None = found by name.")
-    caption_column: str | None = key(None, "Encode", "Column of the caption; None = found by name.")
+    caption_column: str | Annotated[list[str], BeforeValidator(tuple_as_list)] | None = key(
+        None, "Encode", "Column of the caption, or columns of several captions of a figure; None = found by name."
+    )
+    caption_weights: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(tuple_as_list)] = key(
+        [], "Encode", "caption_column as a list: how often each of its captions is trained on; [] = alike.", "relative"
+    )
+    caption_lines: bool = key(False, "Encode", "Each line of a caption's .txt or .caption is a caption of its own.")
+    mask_column: str | None = key(
+        None, "Encode", "Column of the picture that says where a figure counts in the loss; x.mask.png beside x.png does without."
+    )
+    weight_column: str | None = key(None, "Encode", "Column, or key of a caption's .json, of a figure's weight in the loss.")
     reference_column: str | None = key(
         None, "Encode", "Column of the picture, or pictures, that an edit starts from; None = found by name."
     )
@@ -167,114 +200,6 @@ class EvaluateConfig(Section):
     judge_timeout: float = key(120.0, "Evaluate", "judge: longest time of one request.", "s", gt=0)
     judge_retries: int = key(3, "Evaluate", "judge: further tries of a failed request.", "tries", ge=0)
     judge_key_variable: str = key("OPENAI_API_KEY", "Evaluate", "judge: environment variable that holds the access key.")
-
-
-class AxisWeights(Section):
-    """How much a loser counts by what it fails at; over the losers that a group has, the weights are scaled to mean 1."""
-
-    component: float = key(1.0, "Preference", "Weight of losers that lack components; 0 leaves the axis out.", ge=0)
-    arrow: float = key(1.0, "Preference", "Weight of losers with wrong arrows; 0 leaves the axis out.", ge=0)
-    text: float = key(1.0, "Preference", "Weight of losers with wrong text; 0 leaves the axis out.", ge=0)
-
-
-class PreferenceConfig(Section):
-    """What the objectives `dpo` and `mdpo` do, and the rules by which PreferenceGroups makes groups of scored pictures."""
-
-    mode: Literal["contrastive", "adaptive", "mean"] = key(
-        "contrastive", "Preference", "mdpo: how the comparisons with a group's losers become one loss (docs/preferences.md)."
-    )
-    beta: float = key(
-        100.0, "Preference", "Scale of the comparison: larger values keep the policy nearer to the reference.", "1 / loss", gt=0
-    )
-    max_margin: float | None = key(
-        0.01, "Preference", "A pair with a larger margin is not trained on: no loser is pushed away without end. None = no limit.",
-        "loss", gt=0,
-    )  # fmt: skip
-    winner_weight: float = key(
-        10.0, "Preference", "Weight of the winner's own flow-matching loss, added so that it does not rise (beta / 10).", ge=0
-    )
-    tau: float | None = key(
-        None, "Preference", "mdpo, mode 'mean': losers weigh by exp((their loss - the winner's) / tau); None = alike.", "loss", gt=0
-    )
-    axis_weights: AxisWeights = key(
-        AxisWeights, "Preference", "dict(component=..., arrow=..., text=...): how much each axis counts."
-    )
-    pictures: int = key(8, "Preference", "scienceflow prefer: pictures drawn of each prompt.", "pictures", ge=2)
-    scores: dict[Literal["component", "arrow", "text"], str] | None = key(
-        None, "Preference", "scienceflow prefer: the score of each axis as metric/name, dict(text='structure/labels'); None = "
-        "those of the metric structure or judge.",
-    )  # fmt: skip
-    min_pictures: int = key(6, "Preference", "Making groups: a prompt with fewer scored pictures is left out.", "pictures", ge=2)
-    min_reward: float = key(0.70, "Preference", "Making groups: least reward of a winner.", "reward")
-    min_gap: float = key(
-        0.30, "Preference", "Making groups: how far a loser lies below the winner on its own axis, at least.", "score", gt=0
-    )
-    other_gap_low: float = key(0.0, "Preference", "Making groups: how far it lies below on the other axes, at least.", "score")
-    other_gap_high: float = key(0.50, "Preference", "Making groups: how far it lies below on the other axes, at most.", "score")
-    min_total_gap: float = key(0.20, "Preference", "Making groups: how far its reward lies below the winner's, at least.", "reward")
-    other_gap_weight: float = key(
-        0.50, "Preference", "Making groups: losers rank by the gap on their axis less this times the mean of the others.", ge=0
-    )
-
-
-class DistillConfig(Section):
-    """What the objective `trajectory_distillation` does. Its teacher is the model that the run starts from."""
-
-    steps: int = key(4, "Distill", "Steps in which the student learns to draw.", "sampling steps", ge=1)
-    teacher_steps: int | None = key(
-        None, "Distill", "Steps of the teacher, rounded to a multiple of steps; None = num_inference_steps.", "sampling steps", ge=1
-    )
-    guidance: float | None = key(
-        None, "Distill", "Guidance of the teacher, which the student draws with by itself; None = as in validation.", "factor", ge=0
-    )
-    inputs: Literal["data", "student"] = key(
-        "data", "Distill",
-        "Where a step of the student begins while it learns: at a noisy figure, or where its own steps from noise have come to.",
-    )  # fmt: skip
-
-
-class RewardConfig(Section):
-    """What the objective `reward` draws, how it is scored, and how it learns from the scores (docs/reward.md)."""
-
-    metrics: dict[str, Annotated[float, Field(ge=0)]] = key(
-        {"structure.components": 1.0, "structure.arrows": 1.0, "structure.labels": 1.0}, "Reward",
-        "Scores that are rewarded, 'metric.score', each with its weight; with weight 0 a score is logged and not rewarded.",
-    )  # fmt: skip
-    figures: str | None = key(
-        None, "Reward", "What is known of each prompt's figure (as evaluate.figures, same ids as the data); None = what the data "
-        "were made of: dataset.figures or encode.figures.",
-    )  # fmt: skip
-    group_size: int = key(8, "Reward", "Pictures drawn of each prompt, which are compared with each other.", "pictures", ge=2)
-    include_figure: bool = key(
-        False, "Reward", "The last picture of each group is the data's own figure: something to learn where all drawn ones fail."
-    )
-    draw_steps: int | None = key(None, "Reward", "Steps of a drawn picture; None = num_inference_steps.", "sampling steps", ge=1)
-    draw_guidance: float | None = key(None, "Reward", "Guidance of a drawn picture; None = as in validation.", "factor", ge=0)
-    draw_batch: int | None = key(None, "Reward", "Pictures drawn at once; None = a micro-step's.", "pictures", ge=1)
-    steps_per_round: int = key(
-        1, "Reward", "Steps that learn from what one round has drawn, each at noise levels of its own.", "optimizer steps", ge=1
-    )
-    processes: int = key(2, "Reward", "Processes that score beside the training; 0 = the training process.", "processes", ge=0)
-    advantage_limit: float = key(
-        2.0, "Reward", "Advantages are cut here; a picture that far above its group's mean counts as wholly good.",
-        "standard deviations", gt=0,
-    )  # fmt: skip
-    mixing: float = key(
-        1.0, "Reward", "How far the good and the bad policy lie from the old one, in units of what the current one has moved.", gt=0
-    )
-    adaptive_weight: bool = key(True, "Reward", "Divide each picture's error by its mean absolute error, in clean latents.")
-    pull: float = key(0.1, "Reward", "Weight of the squared distance to the velocity of the model at the start.", ge=0)
-    old_decay_rate: float = key(
-        0.001, "Reward", "After each round the policy that draws keeps min(rate x round, old_decay_max) of itself.",
-        "per round", ge=0,
-    )  # fmt: skip
-    old_decay_max: float = key(0.5, "Reward", "Most that it keeps of itself.", "share", ge=0, lt=1)
-    watch: dict[str, Annotated[float, Field(gt=0)]] = key(
-        {"held_out_loss": 0.25}, "Reward",
-        "Numbers of the validation that are not rewarded, and how much worse than at the start each may become.",
-        "share of the start",
-    )  # fmt: skip
-    watch_action: Literal["stop", "warn"] = key("stop", "Reward", "What happens when one becomes worse than that.")
 
 
 def is_path(value: object) -> bool:

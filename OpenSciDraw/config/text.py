@@ -175,7 +175,9 @@ def saved_values(source: str | bytes) -> dict[str, Any]:
 
 
 def _saved_value(node: ast.expr) -> Any:
-    """A literal, or dict(key=literal, …)."""
+    """A literal, or dict(key=literal, …), also in a list."""
+    if isinstance(node, ast.List):
+        return [_saved_value(item) for item in node.elts]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {str(keyword.arg): _saved_value(keyword.value) for keyword in node.keywords}
     return ast.literal_eval(node)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from OpenSciDraw.datasets.batch import BadRow, Batch, Sample, collate
+from OpenSciDraw.datasets.caption_choice import Turn, chosen_caption
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
@@ -43,6 +42,17 @@ class Rows(Protocol):
     def text_lengths(self) -> np.ndarray | None: ...
 
 
+@runtime_checkable
+class DescribedRows(Rows, Protocol):
+    """Rows of which more may be said than one caption."""
+
+    is_described: bool
+
+    def sample_in(self, row: int, turn: Turn) -> Sample:
+        """As `sample`, with the caption of that turn."""
+        ...
+
+
 class StoreRows:
     """Rows of our own store (OpenSciDraw/store/table.py)."""
 
@@ -57,6 +67,7 @@ class StoreRows:
         latents = self.store.figures.contract
         text = self.store.text.contract.text if self.store.text is not None else {}
         self.contract: Contract | None = replace(latents, text=text)
+        self.is_described = self.store.figures.is_described
 
     def __len__(self) -> int:
         return len(self.store.figures)
@@ -82,16 +93,32 @@ class StoreRows:
             self.store.references.will_need([at for row in rows for at in self.store.references_of(row)])
 
     def sample(self, row: int) -> Sample:
-        figures, text, references = self.store.figures, self.store.text, self.store.references
+        """A figure with its main caption."""
+        text = self.store.text
+        return self._sample(
+            row, self.store.figures.value("caption", row), None if text is None else text.tensor(int(self.store.text_row[row]))
+        )
+
+    def sample_in(self, row: int, turn: Turn) -> Sample:
+        captions, weights = self.store.captions(row)
+        if not captions:
+            return self.sample(row)
+        at = chosen_caption(weights, turn, self.sample_id(row))
+        return self._sample(row, captions[at], None if self.store.text is None else self.store.caption_text(row, at))
+
+    def _sample(self, row: int, caption: str, text: Tensor | None) -> Sample:
+        figures, references = self.store.figures, self.store.references
         made_of = [] if references is None else [references.tensor(at) for at in self.store.references_of(row)]
         return Sample(
             id=figures.value("id", row),
-            caption=figures.value("caption", row),
+            caption=caption,
             latents=figures.tensor(row),
-            text=None if text is None else text.tensor(int(self.store.text_row[row])),
+            text=text,
             references=tuple(made_of),
             edit_boxes=self.store.edit_boxes(row),
             unprompted=self.store.unprompted(row),
+            mask=self.store.mask(row),
+            weight=self.store.weight(row),
         )
 
     def empty_text(self) -> Tensor | None:
@@ -139,6 +166,11 @@ class RowDataset:
         """How the rows were made; None for layouts that carry no contract."""
         return self.rows.contract
 
+    @property
+    def is_described(self) -> bool:
+        """Whether more is said of some rows than one caption: several captions, a mask, a weight."""
+        return isinstance(self.rows, DescribedRows) and self.rows.is_described
+
     def __len__(self) -> int:
         return len(self.buckets)
 
@@ -169,9 +201,11 @@ class RowDataset:
         self._is_held_out[rows] = True
         return rows
 
-    def read(self, row: int) -> Sample | BadRow:
-        """One row, or why it cannot be read."""
+    def read(self, row: int, turn: Turn | None = None) -> Sample | BadRow:
+        """One row, or why it cannot be read; without a `turn` with its main caption."""
         try:
+            if turn is not None and isinstance(self.rows, DescribedRows) and self.rows.is_described:
+                return self.rows.sample_in(row, turn)
             sample = self.rows.sample(row)
         except (OSError, ValueError, KeyError) as error:  # cut, damaged, missing files: npz and our store raise these
             return BadRow(self.rows.sample_id(row), f"{type(error).__name__}: {error}")
@@ -186,26 +220,29 @@ class RowDataset:
             self.rows.will_need([row for row in rows if row not in self._announced])
             self._announced = set(rows)
 
-    def batch(self, indices: Sequence[int], coming: Sequence[int] = ()) -> Batch:
+    def batch(self, indices: Sequence[int], coming: Sequence[int] = (), turn: Turn | None = None) -> Batch:
         """Read a batch; each bad row is replaced by the next readable row of its bucket.
 
         Where its bucket has none, the batch is shorter; a batch without any readable row becomes one row of
         another bucket, so that every rank has something to train on. The rows `coming`, of which this process's
-        next batches will be, are fetched meanwhile.
+        next batches will be, are fetched meanwhile. Of several captions of a figure `turn` chooses one.
 
         Raises:
             UserError: too many rows after one another cannot be read.
         """
-        self._announce([*indices, *coming])
+        size = len(self)  # a number of more than one pass over the rows says which pass it is of: source_sampler.py
+        turns = [None if turn is None else turn.later(index // size) for index in indices]
+        indices = [index % size for index in indices]
+        self._announce([*indices, *(index % size for index in coming)])
         rows: list[Sample | BadRow] = []
         taken = {*indices}
-        for index in indices:
-            rows.append(self.read(index))
+        for index, own in zip(indices, turns, strict=True):
+            rows.append(self.read(index, own))
             if isinstance(rows[-1], BadRow):
                 same = self.bucket_of == self.bucket_of[index]
-                rows += self._next_readable(same, index, taken)
+                rows += self._next_readable(same, index, taken, own)
         if not any(isinstance(row, Sample) for row in rows):
-            rows += self._next_readable(np.ones(len(self), dtype=bool), indices[0], taken)
+            rows += self._next_readable(np.ones(len(self), dtype=bool), indices[0], taken, turn)
         if not any(isinstance(row, Sample) for row in rows):
             reasons = "; ".join(f"{row.id}: {row.reason}" for row in rows[:3] if isinstance(row, BadRow))
             raise UserError(
@@ -214,7 +251,7 @@ class RowDataset:
             )
         return collate(rows)
 
-    def _next_readable(self, among: np.ndarray, index: int, taken: set[int]) -> list[Sample | BadRow]:
+    def _next_readable(self, among: np.ndarray, index: int, taken: set[int], turn: Turn | None) -> list[Sample | BadRow]:
         """The first readable row after `index` among those of the mask `among` (cyclic), behind those that were not.
 
         Rows that are tried are added to `taken` and not tried again. Held-out rows never replace others.
@@ -226,7 +263,7 @@ class RowDataset:
             if candidate in taken:
                 continue
             taken.add(candidate)
-            tried.append(self.read(candidate))
+            tried.append(self.read(candidate, turn))
             if isinstance(tried[-1], Sample):
                 break
         return tried
@@ -264,25 +301,3 @@ class ArXiVParquetDatasetV2(RowDataset):
         else:
             legacy = LegacyRows(folder)
             super().__init__(legacy, folder, num_train_examples, stat_data, legacy.reference_sizes())
-
-
-class ReadAhead(Sampler[tuple[list[int], list[int]]]):
-    """The sampler's batches, each with the rows of the next `batches` ones that the same data worker is going to read.
-
-    (DataLoader deals batches to its `workers` in turn.)
-    """
-
-    def __init__(self, sampler: Any, workers: int, batches: int):
-        self.sampler, self.stride, self.batches = sampler, max(1, workers), batches
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
-        source = iter(self.sampler)
-        queue = deque(itertools.islice(source, self.stride * self.batches + 1))
-        while queue:
-            coming = itertools.islice(queue, self.stride, None, self.stride)
-            yield queue[0], [row for batch in coming for row in batch]
-            queue.popleft()
-            queue.extend(itertools.islice(source, 1))

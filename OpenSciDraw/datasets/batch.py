@@ -21,6 +21,8 @@ class Sample:
     `unprompted` (L, D), the text of the empty prompt, where a text encoder reads it together with the references.
     Of a group of preferences, whose winner is the figure itself: `losers` (D, C, h, w) raw latents, one for each axis (D = 1: the
     one loser of a pair), and `axes` (D,) bool, whether there is a loser; where there is none, its latents mean nothing.
+    Of a mixed data set: `source`, which one the figure is of, and `keeps_base`, whether what the base predicts is the target.
+    `mask` (H / 8, W / 8) uint8, where the figure counts in the loss, 255 = in full; None: everywhere. `weight`: how much it does.
     """
 
     id: str
@@ -33,6 +35,10 @@ class Sample:
     losers: Tensor | None = None
     axes: Tensor | None = None
     unprompted: Tensor | None = None
+    mask: Tensor | None = None
+    weight: float = 1.0
+    source: int = 0
+    keeps_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Batch:
     `bad` the rows that were asked for and could not be read; `noise` (B, C h w) keyed by `micro_step` and sample, where the data
     workers have drawn it (datasets/ahead.py). Of edits `references`, each stacked to (B, …), `edit_boxes`, one entry for each
     sample, and `unprompted`, B tensors (L_i, D) or None, as in Sample. Of preferences `losers` (B, D, C, h, w) and `axes` (B, D),
-    on the CPU. `drawn`: pictures of the captions, where training draws and scores some.
+    on the CPU. `drawn`: pictures of the captions, where training draws and scores some. `masks`, one entry for each
+    sample, `weights` (B,) fp32, `sources` (B,) int64 and `keeps_base` (B,) bool, all on the CPU, as in Sample.
     """
 
     sample_ids: list[str]
@@ -82,6 +89,10 @@ class Batch:
     axes: Tensor | None = None
     unprompted: list[Tensor] | None = None
     drawn: Drawn | None = None
+    masks: tuple[Tensor | None, ...] = ()
+    weights: Tensor | None = None
+    sources: Tensor | None = None
+    keeps_base: Tensor | None = None
 
     def pictures(self) -> list[list[Tensor]]:
         """Of each sample the pictures that it edits, (3, H_i, W_i) in [-1, 1]; none where the batch carries latents."""
@@ -130,4 +141,8 @@ def collate(rows: Sequence[Sample | BadRow]) -> Batch:
         losers=stack([s.losers for s in samples]),
         axes=stack([s.axes for s in samples]),
         unprompted=unprompted or None,
+        masks=tuple(s.mask for s in samples),
+        weights=torch.tensor([s.weight for s in samples]),
+        sources=torch.tensor([s.source for s in samples]),
+        keeps_base=torch.tensor([s.keeps_base for s in samples]),
     )

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset
 from OpenSciDraw.datasets.batch import Sample
+from OpenSciDraw.datasets.caption_choice import Turn, chosen_caption
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.fitting import Prepared, prepare, to_model_range
-from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, list_figures
+from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, figures_of
 from OpenSciDraw.registry import DATASETS
 from OpenSciDraw.store.contract import Contract
 
@@ -29,10 +30,7 @@ class FigureRows:
 
     def __init__(self, encode: EncodeConfig):
         self.encode = encode
-        refs, rejected = list_figures(
-            str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
-            encode.where, encode.reference_column,
-        )
+        refs, rejected = figures_of(encode)
         with ThreadPoolExecutor(8) as pool:  # sizes decide the buckets, so every figure is opened once
             opened = list(tqdm(pool.map(self._sizes, refs), total=len(refs), desc="sizes", unit="figure"))
         usable = [(ref, sizes) for ref, sizes in zip(refs, opened, strict=True) if sizes is not None]
@@ -40,6 +38,7 @@ class FigureRows:
         if not usable:
             raise UserError(f"{encode.figures}: no usable figure. `scienceflow encode` writes the reasons to rejected.jsonl.")
         self.refs = [ref for ref, _ in usable]
+        self.is_described = any(ref.captions or ref.mask is not None or ref.weight != 1 for ref in self.refs)
         self._buckets = np.array([sizes[0] for _, sizes in usable], dtype=np.int32)
         known: dict[tuple[tuple[int, int], ...], int] = {}
         kinds = np.array([known.setdefault(sizes[1:], len(known)) for _, sizes in usable], dtype=np.int32)
@@ -67,10 +66,17 @@ class FigureRows:
         return [ref.id for ref in self.refs]
 
     def sample(self, row: int) -> Sample:
-        """Raises RejectedFigure (a ValueError) when the figure cannot be read any more."""
+        """A figure with its main caption. Raises RejectedFigure (a ValueError) when it cannot be read any more."""
+        return self._sample(row, self.refs[row].caption)
+
+    def sample_in(self, row: int, turn: Turn) -> Sample:
+        ref = self.refs[row]
+        return self._sample(row, ref.captions[chosen_caption(ref.caption_weights, turn, ref.id)] if ref.captions else ref.caption)
+
+    def _sample(self, row: int, caption: str) -> Sample:
         item: Prepared = prepare(self.refs[row], self.encode)
         return Sample(
-            item.ref.id, item.ref.caption, pixels=to_model_range(item.pixels),
+            item.ref.id, caption, pixels=to_model_range(item.pixels), mask=item.mask, weight=item.ref.weight,
             references=tuple(to_model_range(reference.pixels) for reference in item.references),
             edit_boxes=torch.tensor(item.edit_boxes) if item.edit_boxes else None,
         )  # fmt: skip

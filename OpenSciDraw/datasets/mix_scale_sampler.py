@@ -75,11 +75,15 @@ class ArXiVMixScaleBatchSampler:
     # -- the plan of an epoch ----------------------------------------------------------------------
     def _plan(self) -> Plan:
         if self._planned is None or self._planned[0] != self.epoch:
-            rows = np.arange(len(self.bucket_of))
+            rows = self._rows_of_epoch()
             for batch_size, world, steps in self._before:
                 rows = np.setdiff1d(rows, _covered(self._make_plan(rows, batch_size, world), steps), assume_unique=True)
             self._planned = (self.epoch, self._make_plan(rows, self.batch_size, self.num_replicas))
         return self._planned[1]
+
+    def _rows_of_epoch(self) -> np.ndarray:
+        """Places of the epoch's rows in `bucket_of`, sorted: all of them."""
+        return np.arange(len(self.bucket_of))
 
     def _make_plan(self, rows: np.ndarray, batch: int, world: int) -> Plan:
         order = self._order(rows)
@@ -148,7 +152,12 @@ class ArXiVMixScaleBatchSampler:
         order, start, size = self._plan()
         for step in range(self.position, len(start)):
             at = start[step, self.rank]
-            yield self.rows[order[at : at + size[step, self.rank]]].tolist()
+            yield self._yielded(order[at : at + size[step, self.rank]])
+
+    def _yielded(self, places: np.ndarray) -> list[int]:
+        """What the dataset is asked for, of places in `bucket_of`."""
+        found: list[int] = self.rows[places].tolist()
+        return found
 
     def set_epoch(self, epoch: int, position: int = 0) -> None:
         """Choose the epoch, and how many of its batches are already done."""
@@ -184,14 +193,19 @@ class ArXiVMixScaleBatchSampler:
         self._before = before
         if (batch_size, world) == (self.batch_size, self.num_replicas):
             return
-        then = ArXiVMixScaleBatchSampler(
-            self.bucket_of, lengths=self.lengths, batch_size=batch_size, num_replicas=world, **_without(own, "rows")
-        )
+        then = self._twin(batch_size, world)
         then.set_epoch(state["epoch"])
         then._before = before
         if not np.array_equal(np.sort(_covered(then._plan(), steps)), np.sort(_covered(self._plan(), steps))):
             self.set_epoch(state["epoch"])
             self._before = state["parts"]
+
+    def _twin(self, batch_size: int, num_replicas: int) -> ArXiVMixScaleBatchSampler:
+        """Of the same rows and order, for another batch size and number of ranks."""
+        return ArXiVMixScaleBatchSampler(
+            self.bucket_of, lengths=self.lengths, batch_size=batch_size, num_replicas=num_replicas, drop_last=self.drop_last,
+            shuffle=self.shuffle, seed=self.seed,
+        )  # fmt: skip
 
     def log_size(self) -> None:
         logging.getLogger("OpenSciDraw").info(
@@ -205,7 +219,3 @@ def _covered(plan: Plan, steps: int) -> np.ndarray:
     starts, sizes = start[:steps].ravel(), size[:steps].ravel()
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.unique(order[np.repeat(starts, sizes) + within])
-
-
-def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if k != name}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from OpenSciDraw.datasets.arxiv_parquet import RowDataset, StoreRows
 from OpenSciDraw.datasets.batch import Sample
+from OpenSciDraw.datasets.caption_choice import Turn
 from OpenSciDraw.datasets.legacy import LegacyRows
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.registry import DATASETS
@@ -36,9 +37,14 @@ class JoinedRows:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def _at(self, row: int) -> tuple[StoreRows | LegacyRows, int]:
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of the part that a row is in, and its own number there."""
         part = int(np.searchsorted(self._first, row, side="right")) - 1
-        return self.parts[part], row - int(self._first[part])
+        return part, row - int(self._first[part])
+
+    def _at(self, row: int) -> tuple[StoreRows | LegacyRows, int]:
+        part, own = self._place(row)
+        return self.parts[part], own
 
     def buckets(self) -> np.ndarray:
         return np.concatenate([part.buckets() for part in self.parts])
@@ -63,6 +69,14 @@ class JoinedRows:
     def sample(self, row: int) -> Sample:
         part, own = self._at(row)
         return part.sample(own)
+
+    @property
+    def is_described(self) -> bool:
+        return any(isinstance(part, StoreRows) and part.is_described for part in self.parts)
+
+    def sample_in(self, row: int, turn: Turn) -> Sample:
+        part, own = self._at(row)
+        return part.sample_in(own, turn) if isinstance(part, StoreRows) else part.sample(own)
 
     def empty_text(self) -> Tensor | None:
         return next((text for part in self.parts if (text := part.empty_text()) is not None), None)

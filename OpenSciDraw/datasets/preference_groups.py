@@ -156,6 +156,8 @@ def _of_store(folder: Path, with_text: bool, rules: PreferenceConfig) -> GroupRo
     pictures = StorePictures(folder, with_text)
     if pictures.store.references is not None:
         raise UserError(f"{folder} holds edits: figures with references. Preferences of edits are not trained on.")
+    if pictures.is_described:
+        _LOG.warning("%s: further captions, masks and weights of figures do not act on preferences", folder)
     names = table.column_names[2:]
     wanted = {figure for name in ("winner", *names) for figure in table.column(name).to_pylist()}
     row_of = {figure: row for row, figure in enumerate(pictures.ids()) if figure in wanted}

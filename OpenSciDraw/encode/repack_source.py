@@ -14,7 +14,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.config.checks import MIXED_DATASET
+from OpenSciDraw.config.data_checks import MIXED_DATASET
 from OpenSciDraw.datasets.arxiv_parquet import StoreRows
 from OpenSciDraw.datasets.batch import Sample
 from OpenSciDraw.datasets.legacy import LegacyRows
@@ -119,6 +119,11 @@ def open_store(folder: Path, config: Config | None) -> Source:
     assert rows.contract is not None
     if rows.store.references is not None:
         raise UserError(f"{folder} holds edits with what they start from, and `repack` copies figures alone. Encode it again.")
+    if rows.store.figures.is_described:
+        raise UserError(
+            f"{folder} says more of its figures than one caption each (several captions, masks or weights), which `repack` does "
+            "not copy. Encode it again."
+        )
     if (dtype := rows.contract.text.get("stored_dtype", "bfloat16")) != "bfloat16":
         raise UserError(f"{folder}: text stored as {dtype} would be rounded a second time. Encode it again instead.")
     origin = {**rows.contract.origin, "repacked": f"from {folder}"}

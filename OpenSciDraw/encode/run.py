@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from OpenSciDraw.config import Config, EncodeConfig
-from OpenSciDraw.config.checks import FIGURE_DATASET, MIXED_DATASET
+from OpenSciDraw.config.data_checks import FIGURE_DATASET, MIXED_DATASET, SOURCES_DATASET
 from OpenSciDraw.encode.batches import BatchSizes
 from OpenSciDraw.encode.shards import (
     Decoder,
@@ -37,6 +37,7 @@ from OpenSciDraw.encode.work import (
     Place,
     Target,
     Work,
+    captions_of,
     missing_shards,
     plan_of,
     refuse_strangers,
@@ -49,7 +50,7 @@ from OpenSciDraw.encode.work import (
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.buckets import buckets
 from OpenSciDraw.figures.fitting import prepare, to_model_range
-from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, list_figures, write_rejected
+from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, figures_of, write_rejected
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.vae_precision import PICTURES, choose
 from OpenSciDraw.store.codec import encoded_bytes
@@ -90,12 +91,12 @@ def main(config: Config, engine: str = "local") -> int:
 
 def _encode(config: Config, source: str, target: Target, place: Place, engine: str) -> None:
     encode, folder = config.encode, target.folder
-    refs, rejected = list_figures(source, encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality,
-                                  encode.where, encode.reference_column)  # fmt: skip
+    refs, rejected = figures_of(encode)
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     model = build_model(config, place.device())
     captions, instructions = texts_to_encode(refs, model.text_sees_pictures) if config.text == "stored" else ([], [])
     started_from = sorted({r.id: r for ref in refs for r in ref.references}.values(), key=lambda ref: ref.id)
+    _say_described(refs)
     if started_from:
         edits = sum(bool(ref.references) for ref in refs)
         _LOG.info("%d of them are edits, which start from %d pictures", edits, len(started_from))
@@ -138,6 +139,15 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
         if count:
             _LOG.info("%d figures encoded in %.1f s: %.1f figures/s", count, seconds, count / seconds)
     _summarise(target, plan, rejected, place)
+
+
+def _say_described(refs: Sequence[FigureRef]) -> None:
+    """What is said of figures beside one caption acts in training, so it is counted here."""
+    several, masks, weights = (
+        sum(values) for values in zip(*((bool(r.captions), r.mask is not None, r.weight != 1) for r in refs), strict=True)
+    )
+    if several or masks or weights:
+        _LOG.info("%d of them have several captions, %d a mask, %d a weight other than 1", several, masks, weights)
 
 
 def _encode_text(model: FigureModel, encode: EncodeConfig, todo: list[Work], contract: Contract, target: Target) -> None:
@@ -193,10 +203,10 @@ def _source(config: Config) -> str:
             f"dataset.type = {FIGURE_DATASET!r} encodes its figures while training: there is nothing to encode beforehand. "
             "For a store set dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
         )
-    if config.dataset.type == MIXED_DATASET:
+    if config.dataset.type in (MIXED_DATASET, SOURCES_DATASET):
         raise UserError(
-            f"dataset.type = {MIXED_DATASET!r} reads two folders of rows that are encoded already, and `encode` writes one store. "
-            "Encode each by a config of its own, with "
+            f"dataset.type = {config.dataset.type!r} reads several folders of rows that are encoded already, and `encode` "
+            "writes one store. Encode each by a config of its own, with "
             "dataset = dict(type='ArXiVParquetDatasetV2', base_dir=..., parquet_base_path=...)."
         )
     if source is None:
@@ -246,7 +256,7 @@ def _announce(model: FigureModel, encode: EncodeConfig, target: Target, text: li
     captions, pictures = sum(len(w.items) for w in text), sum(len(w.items) for w in figures)
     latent = 2 * math.prod(model.latent_shape(encode.resolution, encode.resolution))
     row = encoded_bytes(model.text_shape(), model.text_storage) if captions else 0
-    texts = [ref.caption for work in figures for ref in work.items]
+    texts = [caption for work in figures for ref in work.items for caption in captions_of(ref)]
     texts += [item.caption if isinstance(item, Instruction) else item for work in text for item in work.items]
     beside = (len(figures) + len(text)) * _SHARD_BYTES + sum(_ROW_BYTES + 2 * len(caption.encode()) for caption in texts)
     total = pictures * latent + captions * row + beside

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,12 +26,11 @@ from OpenSciDraw.figures.listing import FigureRef, RejectedFigure, Rejection, co
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.store.contract import Contract
 from OpenSciDraw.store.shard import (
-    EDIT_SCHEMA,
     EDIT_TEXT_SCHEMA,
-    FIGURE_SCHEMA,
     REFERENCE_SCHEMA,
     TEXT_SCHEMA,
     Row,
+    figure_schema,
     instruction_key,
     name_row,
     not_finite,
@@ -125,7 +126,8 @@ def write_figures(work: Work, rows: list[Row], rejections: list[Rejection], cont
 def _schema_of(work: Work) -> pa.Schema:
     if work.path.parent.name == "references":
         return REFERENCE_SCHEMA
-    return EDIT_SCHEMA if any(ref.references for ref in work.items) else FIGURE_SCHEMA
+    described = any(ref.captions or ref.mask is not None or ref.weight != 1 for ref in work.items)
+    return figure_schema(any(ref.references for ref in work.items), described)
 
 
 def figure_rows(
@@ -176,11 +178,17 @@ def _encode_batch(
 def _figure_row(item: Prepared, latents: Tensor, sees_pictures: bool) -> Row:
     """The row of a figure; a shard's schema takes the columns that it has."""
     references = keys_of(item.ref.references)
+    seen = references if sees_pictures else b""
+    captions, weights = item.ref.captions, item.ref.caption_weights
     columns = {
         "id": item.ref.id,
         "key": text_key(item.ref.id),
         "caption": item.ref.caption,
-        "text_key": instruction_key(item.ref.caption, references if sees_pictures else b""),
+        "text_key": instruction_key(item.ref.caption, seen),
+        "captions": json.dumps([captions, weights]).encode() if captions else b"",
+        "caption_keys": b"".join(instruction_key(caption, seen) for caption in captions),
+        "mask": b"" if item.mask is None else zlib.compress(item.mask.numpy().tobytes(), 9),
+        "loss_weight": item.ref.weight,
         "references": references,
         "edit_boxes": np.asarray(item.edit_boxes, dtype=np.float32).tobytes(),
         "bucket_w": item.bucket.width,

@@ -68,14 +68,19 @@ def keys_of(references: Sequence[FigureRef]) -> bytes:
     return b"".join(text_key(reference.id) for reference in references)
 
 
+def captions_of(ref: FigureRef) -> tuple[str, ...]:
+    """All captions of a figure, the main one first."""
+    return ref.captions or (ref.caption,)
+
+
 def texts_to_encode(refs: Sequence[FigureRef], sees_pictures: bool) -> tuple[list[str], list[Instruction]]:
     """The captions of `refs`, each once, behind the empty prompt; and of a text encoder that `sees_pictures` those of edits.
 
     Such an edit has two texts: its instruction, and the empty prompt with the same pictures, for caption dropout and guidance.
     """
     edits = [ref for ref in refs if sees_pictures and ref.references]
-    alone = [ref.caption for ref in refs if not (sees_pictures and ref.references)]
-    both = [Instruction(caption, ref.references) for ref in edits for caption in (EMPTY_PROMPT, ref.caption)]
+    alone = [caption for ref in refs if not (sees_pictures and ref.references) for caption in captions_of(ref)]
+    both = [Instruction(caption, ref.references) for ref in edits for caption in (EMPTY_PROMPT, *captions_of(ref))]
     return list(dict.fromkeys([EMPTY_PROMPT, *alone])), list({text.key: text for text in both}.values())
 
 
@@ -130,7 +135,11 @@ def plan_of(
     limits = [encode.max_image_pixels, encode.min_side, encode.max_aspect_ratio]  # other limits reject other figures
 
     def made_of(ref: FigureRef) -> list[Any]:
-        return [[[r.id, r.size_bytes] for r in ref.references], ref.edit_boxes] if ref.references else []
+        found: list[Any] = [[[r.id, r.size_bytes] for r in ref.references], ref.edit_boxes] if ref.references else []
+        if ref.captions or ref.mask is not None or ref.weight != 1:
+            mask = None if ref.mask is None else [ref.mask.id, ref.mask.size_bytes]
+            found.append({"captions": ref.captions, "weights": ref.caption_weights, "mask": mask, "weight": ref.weight})
+        return found
 
     def as_before_0_5(ref: FigureRef) -> list[Any]:
         return [ref.id, ref.caption, ref.size_bytes, *limits, *made_of(ref)]
@@ -235,7 +244,7 @@ def seen_by(references: Sequence[FigureRef]) -> bytes:
 
 def _newer_than_shard(work: Work) -> list[FigureRef]:
     since = index_path(work.path).stat().st_mtime_ns - _WHILE_ENCODED_NS
-    return [ref for ref in work.items if ref.changed_ns > since]
+    return [ref for ref in work.items if max(ref.changed_ns, 0 if ref.mask is None else ref.mask.changed_ns) > since]
 
 
 def share_of(works: Sequence[Work], place: Place) -> list[Work]:

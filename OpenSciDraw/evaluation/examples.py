@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -102,7 +102,7 @@ def find_picture(folder: Path, identity: str) -> Path:
 
 def load_examples(
     spec: str, limit: int | None = None, resolution: int | None = None, image_column: str | None = None,
-    caption_column: str | None = None, where: Mapping[str, Any] | None = None, reference_column: str | None = None,
+    caption_column: str | Sequence[str] | None = None, where: Mapping[str, Any] | None = None, reference_column: str | None = None,
 ) -> list[Example]:  # fmt: skip
     """The examples of `spec` (see the module), the first `limit` of them, in an order that depends on the source alone.
 

@@ -17,6 +17,7 @@ REFERENCE_COLUMNS = (
 BOX_COLUMN = "edit_bboxes"
 MOST_REFERENCES, _MOST_BOXES = 8, 1000
 _BESIDE = re.compile(r"(?P<stem>.+)\.source(?P<number>\d*)")
+_MASK = ".mask"
 Boxes = tuple[tuple[float, float, float, float], ...]
 
 
@@ -27,6 +28,12 @@ def beside(names: Sequence[str]) -> dict[str, list[str]]:
         if match := _BESIDE.fullmatch(PurePath(name).stem):
             found.setdefault(match["stem"], []).append((int(match["number"] or 1), name))
     return {stem: [name for _, name in sorted(numbered)] for stem, numbered in found.items()}
+
+
+def masks_beside(names: Sequence[str]) -> dict[str, str]:
+    """Names of masks by the stem of the figure that they belong to: x.mask.png of x.png; of several, the first."""
+    found = ((PurePath(name).stem, name) for name in sorted(names, reverse=True))
+    return {stem.removesuffix(_MASK): name for stem, name in found if stem.endswith(_MASK) and stem != _MASK}
 
 
 def named_in(value: object) -> list[Any]:

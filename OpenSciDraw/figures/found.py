@@ -13,14 +13,15 @@ from typing import Any
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.decode import RejectedFigure
-from OpenSciDraw.figures.edits import REFERENCE_COLUMNS, Boxes, boxes_in, named_in
+from OpenSciDraw.figures.described import CAPTION_COLUMNS, Described, Wanted, described_row
+from OpenSciDraw.figures.edits import REFERENCE_COLUMNS, named_in
 from OpenSciDraw.figures.refs import FigureRef, FileRef, Rejection
 from OpenSciDraw.figures.row_filter import RowFilter
 from OpenSciDraw.figures.rows import resolve
 
 IMAGE_COLUMNS = ("image", "file_name", "path", "image_path", "target_image_path")
-CAPTION_COLUMNS = ("caption", "text", "prompt")
 _BUCKET = ("bucket_w", "bucket_h")
+PICTURES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp".split())
 VECTOR = frozenset(".pdf .svg .svgz .eps .ps .emf .wmf".split())
 OTHER = frozenset(".avif .heic .heif .jp2 .jxl .ppm .pgm .pbm .pnm .tga .psd .ico".split())
 
@@ -29,20 +30,20 @@ class Listing:
     """What was found so far. Ids are unique; `root` is the folder that they are relative to."""
 
     def __init__(
-        self, root: Path, image_column: str | None, caption_column: str | None, min_quality: str | None = None,
-        where: Mapping[str, Any] | None = None, reference_column: str | None = None,
+        self, root: Path, image_column: str | None, wanted: Wanted, min_quality: str | None = None,
+        where: Mapping[str, Any] | None = None, reference_column: str | None = None, mask_column: str | None = None,
     ):  # fmt: skip
         self.root = os.path.abspath(root)
-        self.caption_column = caption_column
+        self.wanted = wanted
         self.filter = RowFilter(min_quality, where or {})
         self._columns = {
-            "image": (image_column, IMAGE_COLUMNS), "caption": (caption_column, CAPTION_COLUMNS),
-            "reference": (reference_column, REFERENCE_COLUMNS),
+            "image": (image_column, IMAGE_COLUMNS), "reference": (reference_column, REFERENCE_COLUMNS),
+            "mask": (mask_column, ()), "weight": (wanted.weight, ()),
         }  # fmt: skip
         self.refs: list[FigureRef] = []
         self.rejections: list[Rejection] = []
         self.named: set[str] = set()  # files that lists name
-        self._captions: dict[str, str] = {}  # of each id
+        self._captions: dict[str, tuple[str, ...]] = {}  # of each id
 
     def id_of(self, path: Path | str) -> str:
         """Path relative to the root, or absolute outside of it."""
@@ -61,25 +62,30 @@ class Listing:
                 self.named.add(str(resolve(folder, name)))
 
     def add(self, ref: FigureRef) -> None:
+        captions = ref.captions or (ref.caption,)
         first = self._captions.get(ref.id)
-        if first is not None and first != ref.caption:
-            ref = replace(ref, id=f"{ref.id}#{hashlib.sha256(ref.caption.encode()).hexdigest()[:12]}")
+        if first is not None and first != captions:
+            ref = replace(ref, id=f"{ref.id}#{hashlib.sha256(chr(0).join(captions).encode()).hexdigest()[:12]}")
             first = self._captions.get(ref.id)
         if first is not None:
             return self.reject(ref.id, ref.source, "listed twice: with the same caption")
-        self._captions[ref.id] = ref.caption
+        self._captions[ref.id] = captions
         self.refs.append(ref)
 
     def add_file(
-        self, path: Path, caption: object, bucket: tuple[int, int] | None = None, references: Iterable[Path] = (), boxes: Boxes = ()
-    ) -> None:
-        """A picture in a file of its own. `caption`: a text, UTF-8 bytes, a RejectedFigure, or None for none."""
+        self, path: Path, said: Described | RejectedFigure, bucket: tuple[int, int] | None = None, references: Iterable[Path] = (),
+        mask: Path | None = None,
+    ) -> None:  # fmt: skip
+        """A picture in a file of its own, and what is said of it, or why nothing is."""
         identity, references = self.id_of(path), list(references)
-        self.named |= {str(path), *map(str, references)}
+        self.named |= {str(path), *map(str, references)} | ({str(mask)} if mask is not None else set())
         try:
-            ref = replace(self._file(path), caption=clean_caption(caption), bucket=bucket)
-            made_of = tuple(self.reference(reference) for reference in references)
-            self.add(replace(ref, references=made_of, edit_boxes=boxes))
+            ref = self._file(path)
+            if isinstance(said, RejectedFigure):
+                raise said
+            made_of = tuple(self.beside("reference", reference) for reference in references)
+            masked_by = None if mask is None else self.beside("mask", mask)
+            self.add(replace(said.of(ref), bucket=bucket, references=made_of, mask=masked_by))
         except RejectedFigure as error:
             self.reject(identity, path, str(error))
 
@@ -87,15 +93,15 @@ class Listing:
         status = _file_status(path, identity := self.id_of(path))
         return FileRef(identity, "", str(path), status.st_size, changed(status))
 
-    def reference(self, path: Path) -> FileRef:
-        """A picture that an edit starts from. Raises RejectedFigure."""
+    def beside(self, kind: str, path: Path) -> FileRef:
+        """A picture that belongs to a figure: a 'reference' that it starts from, or its 'mask'. Raises RejectedFigure."""
         try:
             return self._file(path)
         except RejectedFigure as error:
-            raise RejectedFigure(f"reference: {self.id_of(path)}: {error}") from error
+            raise RejectedFigure(f"{kind}: {self.id_of(path)}: {error}") from error
 
     def column(self, kind: str, found: Iterable[str]) -> str | None:
-        """The column of the 'image', 'caption' or 'reference' among those found."""
+        """The column of the 'image', 'reference', 'mask' or 'weight' among those found."""
         given, known = self._columns[kind]
         present = set(found)
         return next((name for name in ((given,) if given else known) if name in present), None)
@@ -104,8 +110,21 @@ class Listing:
         """Whether the config names this column."""
         return self._columns[kind][0] is not None
 
-    def no_column(self, kind: str, found: Iterable[str], file: Path) -> UserError:
-        given, known = self._columns[kind]
+    def require_columns(self, columns: Mapping[str, str | None], found: Iterable[str], file: Path) -> None:
+        """Raises UserError unless a list or table with the columns `found` has all that the config names, picture and caption."""
+        present = list(found)
+        for kind, column in columns.items():
+            if column is None and (kind == "image" or self.asks_for(kind)):
+                given, known = self._columns[kind]
+                raise self._no_column(kind, given, known, present, file)
+        for name in self.wanted.captions:
+            if name not in present:
+                raise self._no_column("caption", name, (), present, file)
+        if not self.wanted.names(present):
+            raise self._no_column("caption", None, CAPTION_COLUMNS, present, file)
+
+    @staticmethod
+    def _no_column(kind: str, given: str | None, known: Iterable[str], found: Iterable[str], file: Path) -> UserError:
         missing = f"no column {given!r}" if given else f"no column for the {kind} (known: {', '.join(known)})"
         return UserError(f"{file}: {missing}. It has: {', '.join(found)}. Set encode.{kind}_column to one of these.")
 
@@ -129,32 +148,18 @@ def add_path_row(
     listing: Listing, file: Path, where: str, place: str, row: Mapping[str, Any], columns: Mapping[str, str | None]
 ) -> None:
     """A row of a list or table that names its pictures by their paths."""
+    said: Described | RejectedFigure
     try:
         path = resolve(file.parent, row.get(columns["image"] or ""))
         references = [resolve(file.parent, name) for name in named_in(row.get(columns["reference"] or ""))]
-        boxes = boxes_in(row)
+        masks = [resolve(file.parent, name) for name in named_in(row.get(columns["mask"] or ""))]
     except RejectedFigure as error:
         return listing.reject(where, place, str(error))
-    listing.add_file(path, row.get(columns["caption"] or ""), _bucket_of(row), references, boxes)
-
-
-def clean_caption(raw: object) -> str:
-    """A caption, as a text or UTF-8 bytes, without blanks around it; lines end as on Unix, whatever wrote the file.
-
-    Raises RejectedFigure: `raw` itself when it is one, and when there is no text or it is not Unicode.
-    """
-    if isinstance(raw, RejectedFigure):
-        raise raw
     try:
-        caption = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
-        if not isinstance(caption, str):
-            raise RejectedFigure("no caption" if raw is None else f"no caption: {type(raw).__name__}, not a text")
-        caption.encode()
-    except UnicodeError as error:
-        raise RejectedFigure(f"caption not UTF-8: {error.reason}") from error  # type: ignore[attr-defined]
-    if not (caption := caption.replace("\r\n", "\n").replace("\r", "\n").strip()):
-        raise RejectedFigure("empty caption")
-    return caption
+        said = described_row(row, listing.wanted.names(row), listing.wanted)
+    except RejectedFigure as error:
+        said = error
+    listing.add_file(path, said, _bucket_of(row), references, masks[0] if masks else None)
 
 
 def changed(status: os.stat_result) -> int:

@@ -15,14 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from OpenSciDraw.config import EncodeConfig
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.figures.refs import DrawnRef, FigureRef, FileRef, Rejection, RowRef, content_of, load_figure
 from OpenSciDraw.utils.files import unfinished
 
 __all__ = [
-    "DrawnRef", "FigureRef", "FileRef", "RejectedFigure", "Rejection", "RowRef", "content_of", "list_figures", "load_figure",
-    "write_rejected",
+    "DrawnRef", "FigureRef", "FileRef", "RejectedFigure", "Rejection", "RowRef", "content_of", "figures_of", "list_figures",
+    "load_figure", "write_rejected",
 ]  # fmt: skip
 _DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]"
 
@@ -30,11 +31,16 @@ _DRAWN = "drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]"
 def list_figures(
     source: str | Path,
     image_column: str | None = None,
-    caption_column: str | None = None,
+    caption_column: str | Sequence[str] | None = None,
     max_figures: int | None = None,
     min_quality: str | None = None,
     where: Mapping[str, Any] | None = None,
     reference_column: str | None = None,
+    *,
+    caption_weights: Sequence[float] = (),
+    caption_lines: bool = False,
+    mask_column: str | None = None,
+    weight_column: str | None = None,
 ) -> tuple[list[FigureRef], list[Rejection]]:
     """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
 
@@ -42,6 +48,7 @@ def list_figures(
     - a folder, searched with its subfolders: pictures with a caption in x.txt, x.caption or x.json (keys caption, text
       or prompt) beside x.png; lists (metadata.jsonl, metadata.csv, captions.jsonl, captions.csv); *.parquet; *.arrow
       (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
+    - a .tar as WebDataset has them (or a folder of such): x.png with x.txt or x.json, one figure for each name up to its first dot;
     - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
       bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
     - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of
@@ -50,6 +57,9 @@ def list_figures(
     Columns are found by name (image, file_name, path, image_path or target_image_path; caption, text or prompt) unless given.
     Edits name the pictures that they start from: x.source.png (x.source2.png, …) beside x.png, or a column source_image,
     source_image_path, reference_image (…), and may say by `edit_bboxes` where they change something: see edits.py.
+    A figure may have several captions: a list in its row or .json, several `caption_column`s with `caption_weights`, or with
+    `caption_lines` the lines of its .txt. x.mask.png beside x.png, or `mask_column`, says where it counts in the loss, and
+    `weight_column` (also a key of x.json) how much.
     A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
     are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') rows
     of such a tier (columns quality, quality_tier), `where` rows with these values ({'split': 'gen_768'}).
@@ -59,13 +69,17 @@ def list_figures(
     """
     if str(source).startswith("drawn:"):
         return _list_drawn(str(source), max_figures), []
+    from OpenSciDraw.figures.described import Wanted
     from OpenSciDraw.figures.found import Listing
     from OpenSciDraw.figures.sources import scan
 
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"There is no figure source {source} (working directory: {Path.cwd()}). {_allowed()}")
-    listing = Listing(path if path.is_dir() else path.parent, image_column, caption_column, min_quality, where, reference_column)
+    captions = (caption_column,) if isinstance(caption_column, str) else tuple(caption_column or ())
+    wanted = Wanted(captions, tuple(caption_weights), caption_lines, weight_column)
+    root = path if path.is_dir() else path.parent
+    listing = Listing(root, image_column, wanted, min_quality, where, reference_column, mask_column)
     scan(listing, path)
     listing.filter.require_one_split(source)
     if not listing.refs:
@@ -75,8 +89,17 @@ def list_figures(
     return listing.refs[:max_figures], listing.rejections
 
 
+def figures_of(encode: EncodeConfig) -> tuple[list[FigureRef], list[Rejection]]:
+    """The figures of `encode.figures`, read by that section's keys, as `list_figures` has them."""
+    return list_figures(
+        str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality, encode.where,
+        encode.reference_column, caption_weights=encode.caption_weights, caption_lines=encode.caption_lines,
+        mask_column=encode.mask_column, weight_column=encode.weight_column,
+    )  # fmt: skip
+
+
 def _allowed() -> str:
-    return f"Allowed: a folder, a .jsonl, .csv, .parquet or .arrow file, or {_DRAWN}."
+    return f"Allowed: a folder, a .jsonl, .csv, .parquet, .arrow or .tar file, or {_DRAWN}."
 
 
 def _nothing(source: str | Path, rejections: Sequence[Rejection]) -> str:

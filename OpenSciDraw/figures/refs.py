@@ -15,7 +15,7 @@ from OpenSciDraw.figures.decode import MAX_ASPECT_RATIO, MAX_IMAGE_PIXELS, MIN_S
 if TYPE_CHECKING:
     from OpenSciDraw.drawn.figure import DrawnFigure
 
-_MAX_FILE_BYTES = 1 << 30  # a 16-bit RGB picture of MAX_IMAGE_PIXELS, uncompressed, has 0.6 GB
+MAX_FILE_BYTES = 1 << 30  # a 16-bit RGB picture of MAX_IMAGE_PIXELS, uncompressed, has 0.6 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class FigureRef:
     that a figure that was replaced can be told from the one that was encoded. `bucket` is (width, height) where a list names it.
     The result of an edit has the pictures that it was made from as `references`; its caption is the instruction, and `edit_boxes`,
     where they are known, are the places that the edit changes: x0, y0, x1, y1 in pixels of this picture.
+    Of a figure with several captions, `captions` are all of them, `caption` the first, and `caption_weights`, of sum 1, how often
+    each is trained on. `mask` is a picture whose brightness says where the figure counts in the loss, `weight` how much it does.
     """
 
     id: str
@@ -37,6 +39,10 @@ class FigureRef:
     bucket: tuple[int, int] | None = field(default=None, kw_only=True)
     references: tuple[FigureRef, ...] = field(default=(), kw_only=True)
     edit_boxes: tuple[tuple[float, float, float, float], ...] = field(default=(), kw_only=True)
+    captions: tuple[str, ...] = field(default=(), kw_only=True)
+    caption_weights: tuple[float, ...] = field(default=(), kw_only=True)
+    mask: FigureRef | None = field(default=None, kw_only=True)
+    weight: float = field(default=1.0, kw_only=True)
 
     def read(self) -> bytes:
         """The picture file's bytes. Raises RejectedFigure when they cannot be read."""
@@ -48,8 +54,8 @@ class FileRef(FigureRef):
     """A figure in a file of its own: `source` is its path."""
 
     def read(self) -> bytes:
-        if self.size_bytes > _MAX_FILE_BYTES:
-            raise RejectedFigure(f"too large: a file of {self.size_bytes} bytes, over {_MAX_FILE_BYTES}")
+        if self.size_bytes > MAX_FILE_BYTES:
+            raise RejectedFigure(f"too large: a file of {self.size_bytes} bytes, over {MAX_FILE_BYTES}")
         try:
             return Path(self.source).read_bytes()
         except OSError as error:
@@ -68,6 +74,27 @@ class RowRef(FigureRef):
         from OpenSciDraw.figures.rows import read_cell
 
         return read_cell(self.file, self.column, self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRef(FigureRef):
+    """A figure in a piece of a larger file, as tars have them: `size_bytes` bytes from `offset` on."""
+
+    file: str
+    offset: int
+
+    def read(self) -> bytes:
+        if self.size_bytes > MAX_FILE_BYTES:
+            raise RejectedFigure(f"too large: a file of {self.size_bytes} bytes, over {MAX_FILE_BYTES}")
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size_bytes)
+        except OSError as error:
+            raise RejectedFigure(f"unreadable: {error.strerror}") from error
+        if len(data) != self.size_bytes:
+            raise RejectedFigure(f"truncated: {self.file} ends within it")
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +154,9 @@ def load_figure(
 
 
 def content_of(ref: FigureRef) -> bytes | None:
-    """Hash of a figure's file or cell; None where it cannot be read, or is drawn."""
+    """Hash of a figure's file or cell, and its mask's; None where they cannot be read, or it is drawn."""
     try:
-        return None if isinstance(ref, DrawnRef) else xxhash.xxh3_128_digest(ref.read())
+        mask = b"" if ref.mask is None else ref.mask.read()
+        return None if isinstance(ref, DrawnRef) else xxhash.xxh3_128_digest(ref.read() + mask)
     except RejectedFigure:
         return None

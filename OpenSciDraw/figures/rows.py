@@ -155,4 +155,6 @@ def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _as_python(column: pa.Array) -> list[Any]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
+    elif pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):  # captions
+        column = column.cast(pa.list_(pa.binary()))
     return column.to_pylist()

@@ -12,22 +12,22 @@ from typing import Any
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.decode import RejectedFigure
-from OpenSciDraw.figures.edits import Boxes, beside, boxes_in
+from OpenSciDraw.figures.described import Described, Wanted, described_json, described_text
+from OpenSciDraw.figures.edits import beside, masks_beside
 from OpenSciDraw.figures.found import (
-    CAPTION_COLUMNS,
     OTHER,
+    PICTURES,
     VECTOR,
     Listing,
     add_path_row,
     names_in,
 )
 from OpenSciDraw.figures.tables import add_table
+from OpenSciDraw.figures.tars import CAPTION_FILES, COMPRESSED, add_tar
 from OpenSciDraw.utils.files import parse_json
 
 _LOG = logging.getLogger("OpenSciDraw")
 LIST_NAMES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
-CAPTION_FILES = (".txt", ".caption", ".json")  # beside a picture; the first that is there counts
-_PICTURES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp".split())
 _MAX_CSV_FIELD = 1 << 24  # characters
 
 
@@ -42,8 +42,10 @@ def scan(listing: Listing, path: Path) -> None:
             _add_rows(listing, path, _csv_rows(path))
         elif path.suffix.lower() in (".parquet", ".arrow"):
             add_table(listing, path)
+        elif path.name.lower().endswith((".tar", *COMPRESSED)):
+            add_tar(listing, path)
         else:
-            raise UserError(f"{path} is not a list of figures. Allowed: a folder, .jsonl, .csv, .parquet or .arrow.")
+            raise UserError(f"{path} is not a list of figures. Allowed: a folder, .jsonl, .csv, .parquet, .arrow or .tar.")
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
 
@@ -53,25 +55,27 @@ def _scan_folder(listing: Listing, folder: Path) -> None:
     """Lists and tables first: pictures that one of them names need no caption beside them."""
     contents = list(_walk(folder))
     for directory, names in contents:
-        for name in _tables(directory, names) + [name for name in names if name.lower() in LIST_NAMES]:
+        lists = [name for name in names if name.lower() in LIST_NAMES or name.lower().endswith((".tar", *COMPRESSED))]
+        for name in _tables(directory, names) + lists:
             scan(listing, directory / name)
     several: list[tuple[Path, list[str]]] = []  # captions that count for more than one picture
     for directory, names in contents:
         captions = {(stem, end.lower()): name for name in names for stem, end in [os.path.splitext(name)]}
         shared: dict[str, list[str]] = defaultdict(list)
-        pictures = [name for name in names if os.path.splitext(name)[1].lower() in _PICTURES | VECTOR | OTHER]
+        pictures = [name for name in names if os.path.splitext(name)[1].lower() in PICTURES | VECTOR | OTHER]
         stems = {os.path.splitext(name)[0] for name in pictures}
         made_of = {stem: sources for stem, sources in beside(pictures).items() if stem in stems}
-        sources_of_others = {name for sources in made_of.values() for name in sources}
+        masks = {stem: mask for stem, mask in masks_beside(pictures).items() if stem in stems}
+        sources_of_others = {name for sources in made_of.values() for name in sources} | set(masks.values())
         for name in pictures:
             path = Path(os.path.abspath(directory / name))
             if str(path) not in listing.named and name not in sources_of_others:
                 listing.filter.require_none(directory)
                 record = next((captions[key] for end in CAPTION_FILES if (key := (path.stem, end)) in captions), None)
                 references = [path.with_name(source) for source in made_of.get(path.stem, ())]
-                caption, boxes = _sidecar(path, record, listing.caption_column)
-                listing.add_file(path, caption, references=references, boxes=boxes)
-                if record is not None and path.suffix.lower() in _PICTURES:
+                mask = path.with_name(masks[path.stem]) if path.stem in masks else None
+                listing.add_file(path, _sidecar(path, record, listing.wanted), references=references, mask=mask)
+                if record is not None and path.suffix.lower() in PICTURES:
                     shared[record].append(name)
         several += [(directory / caption, pictures) for caption, pictures in shared.items() if len(pictures) > 1]
     if several:
@@ -109,34 +113,24 @@ def _tables(directory: Path, names: list[str]) -> list[str]:
     return parquet + [name for name in names if name.lower().endswith(".arrow") and not name.startswith("cache-")]
 
 
-def _sidecar(path: Path, beside: str | None, key: str | None) -> tuple[object, Boxes]:
-    """The caption in the file `beside` a picture, and an edit's boxes. A RejectedFigure when it cannot be read."""
+def _sidecar(path: Path, beside: str | None, wanted: Wanted) -> Described | RejectedFigure:
+    """What the file `beside` a picture says of it, or why it says nothing."""
     if beside is None:
-        return RejectedFigure(f"no caption: expected {path.stem}.txt, .caption or .json beside it"), ()
-    record = path.with_name(beside)
+        return RejectedFigure(f"no caption: expected {path.stem}.txt, .caption or .json beside it")
     try:
-        if record.suffix.lower() != ".json":
-            return record.read_bytes(), ()
-        values = parse_json(record.read_bytes())
-        boxes = boxes_in(values) if isinstance(values, dict) else ()
+        data = path.with_name(beside).read_bytes()
+        return described_json(beside, data, wanted) if beside.lower().endswith(".json") else described_text(data, wanted)
     except OSError as error:
-        return RejectedFigure(f"caption unreadable: {error}"), ()
-    except UnicodeDecodeError as error:
-        return RejectedFigure(f"caption not UTF-8: {record.name}: {error}"), ()
+        return RejectedFigure(f"caption unreadable: {error}")
     except RejectedFigure as error:
-        return error, ()
-    except ValueError as error:
-        return RejectedFigure(f"caption unreadable: {record.name}: {error}"), ()
-    keys = (key,) if key else CAPTION_COLUMNS
-    found = next((values[name] for name in keys if name in values), None) if isinstance(values, dict) else None
-    return RejectedFigure(f"no caption: {record.name} has no key {' or '.join(keys)}") if found is None else found, boxes
+        return error
 
 
 # -- lists ---------------------------------------------------------------------------------------
 def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, Any] | RejectedFigure]]) -> None:
     """Rows of a list with paths. The first row that has such a column decides which one it is."""
     keys: dict[str, None] = {}
-    columns: dict[str, str | None] = {"image": None, "caption": None, "reference": None}
+    columns: dict[str, str | None] = dict.fromkeys(("image", "reference", "mask", "weight"))
     for number, row in rows:
         where = f"{listing.id_of(file)}#{number}"
         if isinstance(row, RejectedFigure):
@@ -150,10 +144,8 @@ def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, 
             listing.leave_out(where, f"{file}#{number}", reason, file.parent, row.get(columns["image"] or ""), *names)
             continue
         add_path_row(listing, file, where, f"{file}#{number}", row, columns)
-    for kind, column in columns.items():
-        if keys and column is None and (kind != "reference" or listing.asks_for(kind)):
-            raise listing.no_column(kind, keys, file)
     if keys:
+        listing.require_columns(columns, keys, file)
         listing.filter.columns(keys, file)
 
 

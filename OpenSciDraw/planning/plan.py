@@ -1,8 +1,7 @@
 """`scienceflow plan CONFIG.py`: memory, FLOPs, time and disk of a run, before anything loads.
 
-The transformer is built from its config without memory (fake tensors), with the adapter that training would add, and one real
-training step of each picture size runs through it: FLOPs are counted operation by operation (torch.utils.flop_counter), and
-the bytes that autograd keeps are those that training's own ActivationBudget would let it keep. The rest is arithmetic,
+The transformer is built from its config with fake tensors, and one real training step of each picture size runs through it: FLOPs are
+counted operation by operation (torch.utils.flop_counter), kept bytes by training's own ActivationBudget. The rest is arithmetic,
 written beside each number in `_memory`. Autocast (fp16) and attention are those of a CPU, RMSNorm is as on a GPU.
 """
 
@@ -91,7 +90,8 @@ def make_plan(
         known = f"GPUs: {', '.join(GPUS)}. Engines: {', '.join(ENGINES)}."
         raise UserError(f"--gpu {gpu} --engine {engine}: not known. {known}")
     if (config.needs_reference or config.trains_rewards) and engine.startswith("zero"):
-        raise UserError(f"--engine {engine}: {config.train_iteration_func_name!r} does not run under DeepSpeed. Take ddp or fsdp2.")
+        what = "keep_base" if config.dataset.keeps_base else repr(config.train_iteration_func_name)
+        raise UserError(f"--engine {engine}: {what} does not run under DeepSpeed. Take ddp or fsdp2.")
     if config.mixed_precision == "bf16" and not GPUS[gpu].bf16:
         raise UserError(f"{gpu} has no bf16: mixed_precision = 'bf16' does not run there. Set mixed_precision = 'fp16'.")
     with planned_model(config) as (model, source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from OpenSciDraw.store.files import Folder, LocalFolder
 from OpenSciDraw.store.shard import (
     FIGURE_PARTS,
     KEY_BYTES,
+    MASK_CELL,
     TEXT_PARTS,
     instruction_key,
     text_key,
 )
 from OpenSciDraw.store.table import KEY_TYPE, StoreTable
+from OpenSciDraw.utils.files import parse_json
 
 EMPTY_PROMPT = ""
 
@@ -36,7 +39,9 @@ class EncodedStore:
         self.references: StoreTable | None = None
         if self.figures.has_edits:
             self.references = StoreTable(place.files("references"), FIGURE_PARTS)
-            self._reference_rows, self._first_reference = self._join_references(self.references)
+            keys = self.references.take("key")
+            what = "pictures that edits start from, in references/,"
+            self._reference_rows, self._first_reference = self._join_keys("references", keys, what)
         self.text: StoreTable | None = None
         if with_text:
             if not place.has("text"):
@@ -63,20 +68,54 @@ class EncodedStore:
         empty = np.array([text_key(EMPTY_PROMPT)], dtype=KEY_TYPE)
         self._empty_row = self._lookup(keys, order, empty, "embeddings of the empty prompt in text/")[0]
         rows = self._lookup(keys, order, self.figures.take("text_key"), "embeddings of captions in text/")
+        if self.figures.is_described:
+            unsorted = np.empty_like(keys)
+            unsorted[order] = keys
+            self._caption_rows, self._first_caption = self._join_keys("caption_keys", unsorted, "embeddings of captions in text/")
         if self.references is None or "pictures" not in self.text.contract.text:
             return rows, None
         of_each = (made_of for batch in self.figures.batches("references") for made_of in batch.to_pylist())
         wanted = np.array([instruction_key(EMPTY_PROMPT, made_of) for made_of in of_each], dtype=KEY_TYPE)
         return rows, self._lookup(keys, order, wanted, "embeddings of the empty prompt with pictures, in text/,")
 
-    def _join_references(self, references: StoreTable) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in references/ of all figures, one behind the other, and where those of each begin, (rows + 1,) int64."""
-        keys = references.take("key")
+    def _join_keys(self, column: str, keys: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the table with `keys` that a column of all figures names, one behind the other, and where those of each begin,
+        (rows + 1,) int64."""
         order = np.argsort(keys)
-        wanted = np.frombuffer(self.figures.bytes_of("references"), dtype=KEY_TYPE)
-        counts = self.figures.numbers("references_bytes") // KEY_BYTES
+        wanted = np.frombuffer(self.figures.bytes_of(column), dtype=KEY_TYPE)
+        counts = self.figures.numbers(f"{column}_bytes") // KEY_BYTES
         first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        return self._lookup(keys[order], order, wanted, "pictures that edits start from, in references/,"), first
+        return self._lookup(keys[order], order, wanted, what), first
+
+    def captions(self, row: int) -> tuple[list[str], list[float]]:
+        """All captions of a figure and their weights, of sum 1; nothing where it has one alone."""
+        found = self.figures.value("captions", row) if self.figures.is_described else b""
+        texts, weights = parse_json(found) if found else ([], [])
+        return texts, weights
+
+    def caption_text(self, row: int, at: int) -> Tensor:
+        """(L, D) embedding of the caption `at` of a figure that has several."""
+        assert self.text is not None
+        return self.text.tensor(int(self._caption_rows[self._first_caption[row] + at]))
+
+    def mask(self, row: int) -> Tensor | None:
+        """Where a figure counts in the loss, (bucket_h / 8, bucket_w / 8) uint8; None: everywhere.
+
+        Raises ValueError when the stored mask is not of that size.
+        """
+        found = self.figures.value("mask", row) if self.figures.is_described else b""
+        if not found:
+            return None
+        height, width = (int(self.figures.numbers(name)[row]) // MASK_CELL for name in ("bucket_h", "bucket_w"))
+        reader = zlib.decompressobj()
+        cells = reader.decompress(found, height * width + 1)
+        if len(cells) != height * width:
+            raise ValueError(f"{self.folder}, row {row}: a mask that is not {height} x {width}")
+        return torch.from_numpy(np.frombuffer(cells, np.uint8).reshape(height, width).copy())
+
+    def weight(self, row: int) -> float:
+        """How much a figure counts in the loss."""
+        return float(self.figures.numbers("loss_weight")[row]) if self.figures.is_described else 1.0
 
     def references_of(self, row: int) -> list[int]:
         """Rows in `references` of the pictures that a figure was made from."""

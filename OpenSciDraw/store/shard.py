@@ -35,6 +35,7 @@ from OpenSciDraw.utils.files import parse_json, sha256_of, sync_to_disk
 
 _LOG = logging.getLogger("OpenSciDraw")
 KEY_BYTES = 16
+MASK_CELL = 8  # pixels of a side of a cell of a mask
 _SEAL = b"SFindex1"  # ends an index, behind the xxh3 of all before it; those before 0.5.0 have none
 FIGURE_PARTS, TEXT_PARTS = ("latents", "picture"), ("text",)  # what a shard's contract says
 
@@ -60,15 +61,20 @@ _FIGURE_FIELDS = [
     pa.field("text_key", pa.binary(KEY_BYTES), nullable=False),
     *_PICTURE_FIELDS,
 ]
+_EDIT_FIELDS = [
+    pa.field("references", pa.binary(), nullable=False),  # keys of the pictures that it starts from, one behind the other
+    pa.field("edit_boxes", pa.binary(), nullable=False),  # float32 x0, y0, x1, y1 of each, as fractions of the bucket
+]
+_DESCRIBED_FIELDS = [  # nothing in a cell: one caption, no mask
+    pa.field("captions", pa.binary(), nullable=False),  # JSON: all captions and their weights, of which `caption` is the first
+    pa.field("caption_keys", pa.binary(), nullable=False),  # of each the row of text/, as text_key
+    pa.field("mask", pa.binary(), nullable=False),  # zlib of uint8 (bucket_h / 8, bucket_w / 8)
+    pa.field("loss_weight", pa.float32(), nullable=False),
+]
 FIGURE_SCHEMA = pa.schema([*_FIGURE_FIELDS, *_TENSOR_FIELDS])
-EDIT_SCHEMA = pa.schema(  # figures of a list in which some are edits
-    [
-        *_FIGURE_FIELDS,
-        pa.field("references", pa.binary(), nullable=False),  # keys of the pictures that it starts from, one behind the other
-        pa.field("edit_boxes", pa.binary(), nullable=False),  # float32 x0, y0, x1, y1 of each, as fractions of the bucket
-        *_TENSOR_FIELDS,
-    ]
-)
+EDIT_SCHEMA = pa.schema([*_FIGURE_FIELDS, *_EDIT_FIELDS, *_TENSOR_FIELDS])  # figures of a list in which some are edits
+DESCRIBED_SCHEMA = pa.schema([*_FIGURE_FIELDS, *_DESCRIBED_FIELDS, *_TENSOR_FIELDS])  # some have several captions, a mask, a weight
+DESCRIBED_EDIT_SCHEMA = pa.schema([*_FIGURE_FIELDS, *_EDIT_FIELDS, *_DESCRIBED_FIELDS, *_TENSOR_FIELDS])
 REFERENCE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.binary(KEY_BYTES), nullable=False),
@@ -91,7 +97,16 @@ EDIT_TEXT_SCHEMA = pa.schema(  # of a text encoder that reads pictures
 )
 
 KINDS = ("figures", "references", "text")  # folders of a store
-SCHEMAS = (FIGURE_SCHEMA, EDIT_SCHEMA, REFERENCE_SCHEMA, TEXT_SCHEMA, EDIT_TEXT_SCHEMA)
+SCHEMAS = (
+    FIGURE_SCHEMA, EDIT_SCHEMA, DESCRIBED_SCHEMA, DESCRIBED_EDIT_SCHEMA, REFERENCE_SCHEMA, TEXT_SCHEMA, EDIT_TEXT_SCHEMA,
+)  # fmt: skip
+
+
+def figure_schema(edits: bool, described: bool) -> pa.Schema:
+    """Of a shard of figures, where some are `edits`, or have more said of them than a caption; others keep the plain columns."""
+    if described:
+        return DESCRIBED_EDIT_SCHEMA if edits else DESCRIBED_SCHEMA
+    return EDIT_SCHEMA if edits else FIGURE_SCHEMA
 
 
 def text_key(caption: str) -> bytes:

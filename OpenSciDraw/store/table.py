@@ -40,8 +40,10 @@ from OpenSciDraw.store.shard import (
 from OpenSciDraw.utils.files import parse_json, sha256_of
 
 KEY_TYPE = f"S{KEY_BYTES}"
-_NUMBERS, _KEYS = {"bucket_w", "bucket_h", "offset", "nbytes"}, {"text_key", "key"}
-_STRINGS, _BYTES = ("id", "caption"), ("references", "edit_boxes")  # of which a row's place in the index file is kept
+_NUMBERS, _KEYS = {"bucket_w", "bucket_h", "offset", "nbytes", "loss_weight"}, {"text_key", "key"}
+_STRINGS = ("id", "caption")  # of which, and of _BYTES, a row's place in the index file is kept
+_BYTES = ("references", "edit_boxes", "captions", "caption_keys", "mask")
+_IF_ABSENT = {"loss_weight": 1.0}  # in shards that have no such column; 0 or nothing of others
 
 
 # -- a table -----------------------------------------------------------------------------------
@@ -82,9 +84,10 @@ class StoreTable:
                 rows = _numbers_of(batch, mapped.address, self._checksum_of[number])
                 rows["shard"] = np.full(len(batch), number, dtype=np.int32)
                 for name in rows.keys() - found.keys() if found else ():  # edits came after the figures of earlier shards
-                    found[name] = bytearray(len(found["shard"]) // 4 * rows[name].itemsize)
+                    before = len(found["shard"]) // 4
+                    found[name] = bytearray(np.full(before, _IF_ABSENT.get(name, 0), rows[name].dtype).tobytes())
                 for name in found.keys() - rows.keys():
-                    rows[name] = np.zeros(len(batch), empty[name].dtype)
+                    rows[name] = np.full(len(batch), _IF_ABSENT.get(name, 0), empty[name].dtype)
                 for name, values in rows.items():
                     found.setdefault(name, bytearray()).extend(values.tobytes())
                     empty.setdefault(name, values[:0])
@@ -113,6 +116,11 @@ class StoreTable:
     def has_edits(self) -> bool:
         """Whether some shard names pictures that its figures were made from."""
         return "references" in self._columns
+
+    @property
+    def is_described(self) -> bool:
+        """Whether some shard says more of its figures than a caption: several captions, masks, weights."""
+        return "captions" in self._columns
 
     def bytes_of(self, column: str) -> bytes:
         """All rows' bytes in a column of bytes, one behind the other."""

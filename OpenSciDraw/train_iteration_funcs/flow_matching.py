@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.models.base import FigureModel
+from OpenSciDraw.models.base import FigureModel, TextBatch
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import TRAIN_ITERATION_FUNCS
 
@@ -66,7 +67,8 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     """E || v(x_sigma, sigma, text) - (e - x) ||^2 (rectified flow, see flow.py), each sample weighted equally.
 
     Parts that the batch does not carry (latents, text) are encoded here, by the frozen encoders. Edits are predicted from their
-    references too; `gen_loss_weight` and `edit_loss_weight` scale the loss of a batch, which is of one kind.
+    references too; `gen_loss_weight` and `edit_loss_weight` scale the loss of a batch, which is of one kind. A sample's loss is the
+    mean over its tokens weighed by `token_weights` (its mask, an edit's regions), and counts as much as its weight says.
     """
     ids = batch.sample_ids
     with torch.autocast(model.device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
@@ -81,15 +83,68 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
 
     sigma, noise = drawn_noise(batch, place, config, clean)
     noisy = flow.interpolate(clean, noise, sigma)
-    predicted = model.velocity(noisy, sigma, text, references) if references else model.velocity(noisy, sigma, text)
-    error = (predicted.float() - flow.velocity_target(clean, noise)).pow(2)
+    target = flow.velocity_target(clean, noise)
+    if config.dataset.keeps_base and batch.keeps_base is not None:
+        target = kept_target(model, batch.keeps_base, place, _Inputs(noisy, sigma, rows, references), target)
+    predicted = _velocity(model, noisy, sigma, text, references)
+    error = (predicted.float() - target).pow(2)
     per_sample = weighted = error.flatten(1).mean(1)
-    if references and config.edit_loss_mode != "uniform":
-        regions = edit_weights(batch.edit_boxes, error.shape[-2], error.shape[-1], config).to(error.device, non_blocking=True)
-        weighted = (regions * error).flatten(1).mean(1)
+    tokens = token_weights(batch, error.shape[-2], error.shape[-1], config, bool(references))
+    if tokens is not None:
+        weighted = (tokens.to(error.device, non_blocking=True) * error).flatten(1).mean(1)
     of_kind = config.edit_loss_weight if references else config.gen_loss_weight
-    loss = of_kind * (flow.loss_weight(sigma, config.weighting_scheme) * weighted).mean()
-    return LossOutput(loss, per_sample.detach(), sigma.detach())
+    scale = flow.loss_weight(sigma, config.weighting_scheme)
+    if batch.weights is not None and bool((batch.weights != 1).any()):  # on the CPU: nothing waits for the device
+        scale = scale * batch.weights.to(scale.device, non_blocking=True)
+    loss = of_kind * (scale * weighted).mean()
+    return LossOutput(loss, per_sample.detach(), sigma.detach(), means_by_source(per_sample.detach(), batch, config))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a velocity is predicted from: `noisy` (B, Cn, hn, wn), `sigma` (B,), `rows` B texts (L_i, D), `references` of B each."""
+
+    noisy: Tensor
+    sigma: Tensor
+    rows: list[Tensor]
+    references: list[Tensor]
+
+
+def _velocity(model: FigureModel, noisy: Tensor, sigma: Tensor, text: TextBatch, references: list[Tensor]) -> Tensor:
+    return model.velocity(noisy, sigma, text, references) if references else model.velocity(noisy, sigma, text)
+
+
+def kept_target(model: FigureModel, keeps_base: Tensor, place: Place, inputs: _Inputs, target: Tensor) -> Tensor:
+    """`target` (B, Cn, hn, wn), with the base's velocity for samples that `keeps_base` (B,): prior preservation.
+
+    Beside a LoRA the base is the model with its adapter off. DreamBooth (arXiv:2208.12242) trains on pictures that the base drew;
+    to ask for the base's own velocity is learning without forgetting (arXiv:1606.09282): where nothing has moved, the loss is 0.
+    One process runs the base on these samples alone; of several all run it on their whole batch, since under FSDP2
+    they must call the model equally often.
+    """
+    if place.world_size == 1 and not keeps_base.any():
+        return target
+    at = keeps_base.nonzero().flatten() if place.world_size == 1 else torch.arange(len(keeps_base))
+    there = at.to(target.device, non_blocking=True)
+    text = model.collate_text([inputs.rows[row].to(target.device, non_blocking=True) for row in at.tolist()])
+    references = [part.index_select(0, there) for part in inputs.references]
+    with torch.no_grad(), model.as_reference():
+        noisy, sigma = inputs.noisy.index_select(0, there), inputs.sigma.index_select(0, there)
+        predicted = _velocity(model, noisy, sigma, text, references).float()
+    kept = keeps_base.to(target.device, non_blocking=True).view(-1, 1, 1, 1)
+    return torch.where(kept, target.new_zeros(target.shape).index_copy(0, there, predicted.to(target.dtype)), target)
+
+
+def means_by_source(per_sample: Tensor, batch: Batch, config: Config) -> Means | None:
+    """Of a mixed data set, for the log: each source's share of the samples and its mean unweighted loss; None of others."""
+    if not config.dataset.sources or batch.sources is None:
+        return None
+    labels = [source.label for source in config.dataset.sources]
+    of = F.one_hot(batch.sources, len(labels)).to(per_sample.device, per_sample.dtype, non_blocking=True)  # (B, S)
+    counts, sums = of.sum(0), (of * per_sample[:, None]).sum(0)
+    total = torch.full_like(counts, len(per_sample))
+    names = (*(f"source_share_{label}" for label in labels), *(f"source_loss_{label}" for label in labels))
+    return Means(names, torch.stack([torch.cat([counts, sums]), torch.cat([total, counts])]))
 
 
 def text_rows(model: FigureModel, batch: Batch, dropped: Sequence[bool], empty_text: Tensor) -> list[Tensor]:
@@ -127,6 +182,27 @@ def drawn_sigma(ids: Sequence[str], place: Place, config: Config, tokens: int, o
         quantile, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale
     )
     return flow.shift_sigma(sigma, flow.shift_of(config.timestep_shift, tokens=tokens))
+
+
+def token_weights(batch: Batch, height: int, width: int, config: Config, edits: bool) -> Tensor | None:
+    """Weights of the loss at each token, (B, 1, height, width), of mean 1 in a sample; None: alike.
+
+    A mask m (the mean over the token's area, 0 to 1) and mask_outside_weight u give a token the weight u + (1 - u) m; times
+    those of `edit_weights`; then divided by their mean, so that a figure's loss is a mean over what counts of it,
+    however small that is.
+    """
+    weights: Tensor | None = None
+    if edits and config.edit_loss_mode != "uniform":
+        weights = edit_weights(batch.edit_boxes, height, width, config)
+    if any(mask is not None for mask in batch.masks):
+        outside = config.mask_outside_weight
+        weights = torch.ones(len(batch.masks), 1, height, width) if weights is None else weights
+        for weight, mask in zip(weights, batch.masks, strict=True):
+            if mask is not None:
+                covered = F.interpolate(mask[None, None].float() / 255, size=(height, width), mode="area")[0]
+                weight *= outside + (1 - outside) * covered
+                weight /= weight.mean().clamp(min=1e-6)  # nothing counts where mode "balanced" gives all that is masked 0
+    return weights
 
 
 def edit_weights(boxes: Sequence[Tensor | None], height: int, width: int, config: Config) -> Tensor:

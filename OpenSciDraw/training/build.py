@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.datasets.ahead import BatchReader, Numbered
-from OpenSciDraw.datasets.arxiv_parquet import ReadAhead
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered, ReadAhead
 from OpenSciDraw.datasets.batch import Batch
+from OpenSciDraw.datasets.mixed_sources import MixedSources
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.drawing import source_images
 from OpenSciDraw.inference.pictures import encode_prompt, pictures_to_edit
@@ -24,7 +24,7 @@ from OpenSciDraw.models.base import DTYPES, FigureModel, build_model
 from OpenSciDraw.parallel import sharding, zero
 from OpenSciDraw.registry import DATASETS, SAMPLERS, TRAIN_ITERATION_FUNCS, VALIDATION_FUNCS
 from OpenSciDraw.store.contract import Contract
-from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place
+from OpenSciDraw.train_iteration_funcs.flow_matching import LossOutput, Place, flow_matching_loss
 from OpenSciDraw.training import checkpoint, resuming, trackers
 from OpenSciDraw.training.compile_trial import compile_blocks, may_compile
 from OpenSciDraw.training.launch import build_accelerator
@@ -109,8 +109,10 @@ class Run:
             "offload_optimizer": config.offload_optimizer, "fp8_products": config.fp8_products,
         }  # fmt: skip
         if self.zero and (config.needs_reference or config.trains_rewards):
+            name = f"train_iteration_func_name = {config.train_iteration_func_name!r}"
+            key = "a source with keep_base" if config.dataset.keeps_base else name
             raise UserError(
-                f"train_iteration_func_name = {config.train_iteration_func_name!r} does not go with DeepSpeed (accelerate's file "
+                f"{key} does not go with DeepSpeed (accelerate's file "
                 "asks for it), whose engine runs no other policy beside the one that trains. Use an FSDP2 or DDP file."
             )
         if self.zero:  # it flattens parameters, which these cannot work on
@@ -145,12 +147,25 @@ class Run:
                 f"{self.dataset.where} holds edits, and the text encoder of {config.model_type} reads the pictures that they start "
                 "from, which a store does not keep as pixels. Set text = 'stored' and encode it, or dataset.type = 'FigureDataset'."
             )
+        if self.dataset.is_described and self.objective is not flow_matching_loss:
+            _LOG.warning("%s: masks and weights of figures act in flow matching alone, not in %s", self.dataset.where,
+                         config.train_iteration_func_name)  # fmt: skip
+        if config.mask_outside_weight and not self.dataset.is_described:
+            raise UserError(
+                f"mask_outside_weight = {config.mask_outside_weight:g}, and no figure of {self.dataset.where} has a mask. Leave it "
+                "out, or encode the figures with their masks (docs/mixing-data.md)."
+            )
         self.held_out = self.dataset.held_out(config.held_out_examples)
         keep = torch.ones(len(self.dataset), dtype=torch.bool)
         keep[torch.from_numpy(self.held_out)] = False
         rows = keep.nonzero().flatten().numpy()
         sampler, lengths = config.data_sampler, self.dataset.text_lengths()
-        self.sampler = SAMPLERS.get(sampler.type)(
+        if config.dataset.keeps_base and self.objective is not flow_matching_loss:
+            raise UserError(
+                f"train_iteration_func_name = {config.train_iteration_func_name!r} does not know keep_base (a source of "
+                "dataset.sources): flow matching alone does. Leave keep_base out, or train_iteration_func_name."
+            )
+        self.sampler = (self.dataset.sampler if isinstance(self.dataset, MixedSources) else SAMPLERS.get(sampler.type))(
             self.dataset.bucket_of[rows], rows=rows, lengths=None if lengths is None else lengths[rows],
             batch_size=config.train_batch_size, num_replicas=place.num_processes, rank=place.process_index,
             drop_last=sampler.drop_last, shuffle=sampler.shuffle, seed=config.seed if sampler.seed is None else sampler.seed,

@@ -50,7 +50,10 @@ class Reference:
                 BlockOffload(self._frozen, accelerator.device, RESIDENT_BLOCKS)
             model.reference_policy = self._frozen_copy
             what = "a frozen copy of the weights at the start, " + ("dealt over the devices" if request else "in CPU memory")
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and config.dataset.keeps_base:
+            kept = ", ".join(source.label for source in config.dataset.sources if source.keep_base)
+            _LOG.info("prior preservation on %s: the target is what the base predicts (%s)", kept, what)
+        elif accelerator.is_main_process:
             _LOG.info(
                 "%s: %s, reference: %s; captions are not dropped", config.train_iteration_func_name, _settings(config), what
             )

@@ -14,7 +14,8 @@ NO_SETTINGS = frozenset({"model_output_dir", "resume_from_checkpoint"}) | SECRET
 _STATE = "the optimizer's state or the weights have this form"
 FIXED = {  # key -> why it cannot change
     **dict.fromkeys(("seed", "data_sampler.type", "data_sampler.drop_last", "data_sampler.shuffle", "data_sampler.seed",
-                     "dataset.num_train_examples", "held_out_examples"), "it decides which rows come when, and which never"),
+                     "dataset.num_train_examples", "dataset.sources",
+                     "held_out_examples"), "it decides which rows come when, and which never"),
     **dict.fromkeys(("model_type", "transformer_cfg", "use_lora", "lora_layers", "rank", "lora_alpha", "adapter_type",
                      "use_rslora", "lokr_factor", "lokr_decompose_both", "oft_block_size"), "it decides what trains"),
     **dict.fromkeys(("optimizer", "use_8bit_adam", "offload_optimizer", "master_weights", "mixed_precision"), _STATE),

@@ -107,7 +107,7 @@ class Training(SavedRun):
     def _read(self) -> Iterator[Batch]:
         """This rank's batches from the resumed place on, epoch after epoch, until the last step is done."""
         while self.step < self.total_steps:
-            self.order.first = self.micro_step
+            self.order.first, self.order.epoch = self.micro_step, self.sampler.epoch
             iterator = iter(self.loader)
             while self.step < self.total_steps:
                 start = time.perf_counter()

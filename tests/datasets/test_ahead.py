@@ -41,7 +41,7 @@ def test_a_workers_noise_is_what_the_training_process_would_draw() -> None:
 def test_pinning_a_batch_reaches_each_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[int] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.data_ptr()) or self)
-    batch = BatchReader(Rows(), seed=0)[0, [1, 2]]
+    batch = BatchReader(Rows(), seed=0)[0, [1, 2], 0]
     moved = torch.utils.data._utils.pin_memory.pin_memory(batch)  # as DataLoader does
     assert set(pinned) == {t.data_ptr() for t in (batch.latents, batch.noise, *batch.text)}
     assert moved.sample_ids == ["1", "2"] and torch.equal(moved.latents, batch.latents)

@@ -214,7 +214,7 @@ def test_bad_rows_of_a_list_are_left_out_by_line(tmp_path: Path) -> None:
     file = jsonl(
         tmp_path / "list.jsonl", {"image": "a.png", "caption": "good"}, "{broken\n", "\n", "[1, 2]\n",
         {"image": "none.png", "caption": "x"}, {"caption": "x"}, {"image": 7, "caption": "x"},
-        {"image": "b.png"}, {"image": "c.png", "caption": ["x"]}, {"image": "a.png", "caption": "good"},
+        {"image": "b.png"}, {"image": "c.png", "caption": {"x": 1}}, {"image": "a.png", "caption": "good"},
         {"image": "a\0.png", "caption": "x"}, {"image": "x" * 300 + ".png", "caption": "x"},
     )  # fmt: skip
     file.write_bytes(file.read_bytes() + b'{"image": "a.png", "caption": "gr\xfc\xdf"}\n')

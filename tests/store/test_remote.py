@@ -23,8 +23,8 @@ from conftest import REPO
 from test_store import CONTRACT, figure_row, make_store
 from torch.utils.data import DataLoader
 
-from OpenSciDraw.datasets.ahead import BatchReader, Numbered
-from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, ReadAhead, StoreRows
+from OpenSciDraw.datasets.ahead import BatchReader, Numbered, ReadAhead
+from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2, StoreRows
 from OpenSciDraw.datasets.batch import BadRow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.store.cache import RowCache
