@@ -99,6 +99,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     sample.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
     _add_evaluate(commands)
+    _add_prefer(commands)
     report = _command(commands, "report", _report, "one HTML page of a run, or of a folder of runs, that needs no network")
     report.add_argument("run", metavar="RUN", help="folder of a run, or a folder with several")
     report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the folder)")
@@ -132,18 +133,35 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--metrics", metavar="A,B", help=metrics)
     evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
     evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first figures")
-    evaluate.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
-    evaluate.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
-    evaluate.add_argument("--seed", type=int, metavar="S", help="seed of the noise (default: 0)")
-    evaluate.add_argument("--batch_size", type=_count, metavar="N", help="pictures drawn at once (default: 8)")
-    evaluate.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
-    evaluate.add_argument("--reader", choices=("rapidocr", "tesseract"), help="program that reads text (default: rapidocr)")
+    _add_drawing(evaluate, "adds judge")
     evaluate.add_argument("--features", metavar="DIR", help="distribution: folder of a CLIP or DINO model")
-    evaluate.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint of a vision-language model; adds judge")
-    evaluate.add_argument("--judge_model", metavar="NAME", help="the model's name there")
     evaluate.add_argument("--no_arrow_direction", action="store_true", help="judge: an arrow's direction does not count")
     _add_overrides(evaluate, "evaluate.judge_timeout=300")
+
+
+def _add_prefer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    meaning = "own pictures, scored -> groups of preferences, encoded for dpo and mdpo (continues where it stopped)"
+    prefer = _command(commands, "prefer", _prefer, meaning)
+    prefer.add_argument("what", metavar="WHAT", help="run folder or checkpoint, or config file (the model before training)")
+    prefer.add_argument("--figures", metavar="SPEC", help="drawn:500:seed=31, figures with captions, or a .jsonl of prompts")
+    prefer.add_argument("--pictures", type=_count, metavar="N", help="pictures of each prompt (default: 8)")
+    prefer.add_argument("--out", metavar="DIR", help="folder for all of it (default: preferences/ in the run)")
+    prefer.add_argument("--store", default="store", metavar="NAME", help="name of the store in that folder (default: store)")
+    _add_drawing(prefer, "it scores all axes")
+    _add_overrides(prefer, "prefer.min_gap=0.3")
+
+
+def _add_drawing(parser: argparse.ArgumentParser, judging: str) -> None:
+    """How pictures of prompts are drawn and scored; `judging` says what a judge is for."""
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first prompts")
+    parser.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the noise (default: 0)")
+    parser.add_argument("--batch_size", type=_count, metavar="N", help="pictures drawn at once (default: 8)")
+    parser.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
+    parser.add_argument("--reader", choices=("rapidocr", "tesseract"), help="program that reads text (default: rapidocr)")
+    parser.add_argument("--judge", metavar="URL", help=f"OpenAI-compatible endpoint of a vision-language model; {judging}")
+    parser.add_argument("--judge_model", metavar="NAME", help="the model's name there")
 
 
 def _command(
@@ -262,6 +280,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.evaluation import run as evaluate
 
     return evaluate.main(arguments)
+
+
+def _prefer(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.preferences import run as prefer
+
+    return prefer.main(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:

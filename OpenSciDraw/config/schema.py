@@ -24,6 +24,7 @@ from OpenSciDraw.config.checks import (
     PREFERENCE_OBJECTIVES,
     require_agreement,
 )
+from OpenSciDraw.config.groups import PreferConfig
 from OpenSciDraw.config.sections import (
     DatasetConfig,
     EncodeConfig,
@@ -235,6 +236,7 @@ class Config(Section):
     preference: PreferenceConfig = key(
         PreferenceConfig, "Preference", "dict(mode=..., beta=...): training on preferences (objectives 'dpo' and 'mdpo')."
     )
+    prefer: PreferConfig = key(PreferConfig, "Prefer", "dict(figures=..., pictures=...): groups of preferences from own pictures.")
     encode: EncodeConfig = key(
         EncodeConfig, "Encode", "dict(figures=..., resolution=...): how figures become encoded rows."
     )
@@ -375,7 +377,7 @@ def _with_base_path(given: dict[str, Any]) -> dict[str, Any]:
             return [picture(part) for part in value] if isinstance(value, list) else str(root / value) if is_path(value) else value
 
         values["validation_images"] = picture(pictures)
-    for name in ("dataset", "encode", "evaluate"):
+    for name in ("dataset", "encode", "evaluate", "prefer"):
         if name in values:
             values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
     return values
