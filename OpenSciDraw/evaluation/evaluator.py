@@ -138,7 +138,8 @@ class Evaluator:
 
     def _drawn_before(self) -> dict[str, dict[str, Any]]:
         """The record of each picture that is there; a last line that was cut off has no picture yet."""
-        found, broken = [], 0
+        found: list[dict[str, Any]] = []
+        broken = 0
         for path in sorted(self.folder.glob(f"{Path(DRAWN).stem}*.jsonl")):
             raw = path.read_bytes()
             whole = raw[: raw.rfind(b"\n") + 1]
