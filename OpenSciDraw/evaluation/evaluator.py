@@ -82,7 +82,7 @@ class Evaluator:
         """
         from OpenSciDraw.evaluation.drawing import Artist, Sampler
 
-        self.scratch.mkdir(exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         artist, sampler = Artist(config, trained, self.scratch), Sampler.of(self.settings, config)
         self.identity = self._identity(artist, sampler)
         drawn = self._drawn_before()
