@@ -1,6 +1,6 @@
 """Preferences from own pictures, end to end at small width: the shipped base draws, M-DPO trains on it, both are measured.
 
-Command:  python benchmarks/run_prefer.py --prompts 40 --steps 40 --unseen 100
+Command:  python benchmarks/run_prefer.py --prompts 24 --steps 30 --unseen 64
 
 configs/tiny/flux2klein_prefer.py with these numbers; `scienceflow prefer`, `train` and `evaluate` as a user runs them. Structure of
 unseen prompts with 95 % intervals, and p of the paired comparison with the base. --folder keeps what is done, so that a second run
