@@ -223,6 +223,18 @@ def test_an_axis_that_does_not_apply_counts_in_no_mean_and_an_unscored_picture_m
     assert groups.ids == ["a"] and groups.left_out == [("b", "fewer than 2 scored pictures")]
 
 
+def test_a_picture_that_one_of_two_metrics_could_not_score_has_no_reward(tmp_path: Path) -> None:
+    settings = PreferConfig.model_validate({"pictures": 2, "axes": {**AXES, "text": "other/words"}})
+    prompt, results = Example("a", "A prompt", 64, 64), Results(tmp_path)
+    first, second = pictures_of(prompt, 2)
+    for example in (first, second):
+        results.add([Result(example.id, "bands", {"red": (1.0, 1.0), "green": (1.0, 1.0)}, "e", "p", "m")])
+    results.add([Result(first.id, "other", {"words": (1.0, 1.0)}, "e", "p", "m")])
+    results.add([Result(second.id, "other", {"words": (0.0, 1.0)}, "e", "p", "m", "no answer", retry=True)])
+    reward = Scored.of([prompt], results, settings).reward[0]
+    assert reward[0] == 1 and np.isnan(reward[1])
+
+
 def test_the_rules_of_own_pictures_are_keys_of_a_config(config: Path) -> None:
     read = load_config(config, ["prefer.min_gap=0.25"]).prefer
     assert (read.min_gap, read.pictures, read.min_total_gap) == (0.25, 3, 0.0) and PreferConfig().min_gap == 0.15
