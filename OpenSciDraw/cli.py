@@ -160,35 +160,38 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--base", metavar="MODEL", help="another base of the same shapes, on which a run's adapter is drawn")
     evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
     evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
-    _add_measuring(evaluate)
+    evaluate.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
+    metrics = "structure, edit, text, distribution, held_out, judge (default: structure)"
+    evaluate.add_argument("--metrics", metavar="A,B", help=metrics)
+    _add_drawing(evaluate, "adds judge")
+    evaluate.add_argument("--features", metavar="DIR", help="distribution: folder of a CLIP or DINO model")
+    evaluate.add_argument("--no_arrow_direction", action="store_true", help="judge: an arrow's direction does not count")
     _add_overrides(evaluate, "evaluate.judge_timeout=300")
 
 
 def _add_prefer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    meaning = "draw each prompt several times, score the pictures, and make groups for dpo and mdpo (continues where it stopped)"
+    meaning = "own pictures, scored -> groups of preferences, encoded for dpo and mdpo (continues where it stopped)"
     prefer = _command(commands, "prefer", _prefer, meaning)
     prefer.add_argument("what", metavar="WHAT", help="run folder or checkpoint, or config file (the model before training)")
-    prefer.add_argument("--out", metavar="DIR", required=True, help="folder for pictures, groups and their store")
-    _add_measuring(prefer)
-    _add_overrides(prefer, "preference.pictures=8 preference.min_gap=0.2")
+    prefer.add_argument("--figures", metavar="SPEC", help="drawn:500:seed=31, figures with captions, or a .jsonl of prompts")
+    prefer.add_argument("--pictures", type=_count, metavar="N", help="pictures of each prompt (default: 8)")
+    prefer.add_argument("--out", metavar="DIR", help="folder for all of it (default: preferences/ in the run)")
+    prefer.add_argument("--store", default="store", metavar="NAME", help="name of the store in that folder (default: store)")
+    _add_drawing(prefer, "it scores all axes")
+    _add_overrides(prefer, "prefer.min_gap=0.3")
 
 
-def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    """Which prompts are drawn, how, and what measures the pictures."""
-    parser.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
-    metrics = "structure, edit, text, distribution, held_out, judge (default: structure)"
-    parser.add_argument("--metrics", metavar="A,B", help=metrics)
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first figures")
+def _add_drawing(parser: argparse.ArgumentParser, judging: str) -> None:
+    """How pictures of prompts are drawn and scored; `judging` says what a judge is for."""
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first prompts")
     parser.add_argument("--steps", type=_count, metavar="N", help="sampling steps (default: the config's)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the config's)")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the noise (default: 0)")
     parser.add_argument("--batch_size", type=_count, metavar="N", help="pictures drawn at once (default: 8)")
     parser.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
     parser.add_argument("--reader", choices=("rapidocr", "tesseract"), help="program that reads text (default: rapidocr)")
-    parser.add_argument("--features", metavar="DIR", help="distribution: folder of a CLIP or DINO model")
-    parser.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint of a vision-language model; adds judge")
+    parser.add_argument("--judge", metavar="URL", help=f"OpenAI-compatible endpoint of a vision-language model; {judging}")
     parser.add_argument("--judge_model", metavar="NAME", help="the model's name there")
-    parser.add_argument("--no_arrow_direction", action="store_true", help="judge: an arrow's direction does not count")
 
 
 def _command(

@@ -28,7 +28,7 @@ def with_base_path(given: dict[str, Any], output_dir: str) -> dict[str, Any]:
             return [picture(part) for part in value] if isinstance(value, list) else str(root / value) if is_path(value) else value
 
         values["validation_images"] = picture(pictures)
-    for name in ("dataset", "encode", "evaluate", "reward"):
+    for name in ("dataset", "encode", "evaluate", "prefer", "reward"):
         if name in values:
             values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
     return values

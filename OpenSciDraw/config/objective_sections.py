@@ -1,4 +1,4 @@
-"""The parts of a config that belong to one objective each: preferences, distillation, rewards."""
+"""The parts of a config that belong to one way of training each: preferences and how groups are made, distillation, rewards."""
 
 from __future__ import annotations
 
@@ -39,11 +39,6 @@ class PreferenceConfig(Section):
     axis_weights: AxisWeights = key(
         AxisWeights, "Preference", "dict(component=..., arrow=..., text=...): how much each axis counts."
     )
-    pictures: int = key(8, "Preference", "scienceflow prefer: pictures drawn of each prompt.", "pictures", ge=2)
-    scores: dict[Literal["component", "arrow", "text"], str] | None = key(
-        None, "Preference", "scienceflow prefer: the score of each axis as metric/name, dict(text='structure/labels'); None = "
-        "those of the metric structure or judge.",
-    )  # fmt: skip
     min_pictures: int = key(6, "Preference", "Making groups: a prompt with fewer scored pictures is left out.", "pictures", ge=2)
     min_reward: float = key(0.70, "Preference", "Making groups: least reward of a winner.", "reward")
     min_gap: float = key(
@@ -54,6 +49,35 @@ class PreferenceConfig(Section):
     min_total_gap: float = key(0.20, "Preference", "Making groups: how far its reward lies below the winner's, at least.", "reward")
     other_gap_weight: float = key(
         0.50, "Preference", "Making groups: losers rank by the gap on their axis less this times the mean of the others.", ge=0
+    )
+
+
+class PreferAxes(Section):
+    """By which score a picture can lose on each axis: METRIC/NAME, as in an evaluation's results. None leaves the axis out."""
+
+    component: str | None = key("structure/components", "Prefer", "Score of the axis component, METRIC/NAME.", pattern="^[^/]+/.+$")
+    arrow: str | None = key("structure/arrows", "Prefer", "Score of the axis arrow, METRIC/NAME.", pattern="^[^/]+/.+$")
+    text: str | None = key("structure/labels", "Prefer", "Score of the axis text, METRIC/NAME.", pattern="^[^/]+/.+$")
+
+
+class PreferConfig(Section):
+    """What `scienceflow prefer` does; the rules are those of `preference` with defaults for scores that count items."""
+
+    figures: str | None = key(
+        None, "Prefer", "Prompts to draw, with what the pictures are scored by, as evaluate.figures; not those of evaluations."
+    )
+    limit: int | None = key(None, "Prefer", "Only the first prompts; None = all.", "prompts", ge=1)
+    pictures: int = key(8, "Prefer", "Pictures of each prompt, each from noise of its own.", "pictures", ge=2)
+    axes: PreferAxes = key(PreferAxes, "Prefer", "dict(component=..., arrow=..., text=...): the score of each axis.")
+    min_reward: float = key(0.70, "Prefer", "Least reward of a winner; the reward is the mean of the axes' scores.", "reward")
+    min_gap: float = key(
+        0.15, "Prefer", "How far a loser lies below the winner on its own axis, at least: one wrong item of six.", "score", gt=0
+    )
+    other_gap_low: float = key(0.0, "Prefer", "How far it lies below on the other axes, at least.", "score")
+    other_gap_high: float = key(1.0, "Prefer", "How far it lies below on the other axes, at most; 1 = any score.", "score")
+    min_total_gap: float = key(0.05, "Prefer", "How far its reward lies below the winner's, at least.", "reward")
+    other_gap_weight: float = key(
+        0.50, "Prefer", "Losers rank by the gap on their axis less this times the mean of the others.", ge=0
     )
 
 

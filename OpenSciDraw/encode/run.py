@@ -73,15 +73,16 @@ _WAITING_BYTES = 500_000_000  # of captions' embeddings between the device and t
 _ROW_BYTES, _SHARD_BYTES = 1_000, 5_000  # beside tensors and captions (which lie in shard and index), measured
 
 
-def main(config: Config, engine: str = "local") -> int:
+def main(config: Config, engine: str = "local", place: Place | None = None) -> int:
     """Encode `config.encode.figures` into the store of `config.dataset`. Returns the exit code.
 
     `engine` is 'local' (this process; several of them share the shards) or 'ray' (a Ray cluster): the same bytes.
+    `place`: this process among those that share the shards; None = as the environment says.
 
     Raises:
         UserError: no figures, no room on the disk, a store that was made in another way or lies among the figures.
     """
-    target, place, source = Target(config), Place.here(), _source(config)
+    target, place, source = Target(config), place or Place.here(), _source(config)
     if engine == "ray" and target.staging is not None:
         raise UserError("--engine ray writes to a folder that all machines share. Encode to cloud storage without it.")
     with sole_user(target.folder, "encode", place.rank, place.world_size):

@@ -30,7 +30,7 @@ from OpenSciDraw.utils.files import json_objects, parse_json, write_json
 from OpenSciDraw.utils.versions import versions
 
 if TYPE_CHECKING:
-    from OpenSciDraw.evaluation.drawing import Artist, Sampler
+    from OpenSciDraw.evaluation.drawing import Artist, DrawingBatch, Sampler
     from OpenSciDraw.inference.export import Trained
 
 SUMMARY, SETTINGS, DRAWN, PICTURES = "evaluation.json", "settings.json", "drawn.jsonl", "pictures"
@@ -40,14 +40,20 @@ _SAMPLING = ("steps", "guidance", "seed", "negative_prompt")  # of the settings,
 
 
 class Evaluator:
-    """Draws, measures and summarises `examples` in `folder`, going on with what is there."""
+    """Draws, measures and summarises `examples` in `folder`, going on with what is there.
 
-    def __init__(self, folder: Path, examples: Sequence[Example], metrics: Mapping[str, Metric], settings: EvaluateConfig):
+    Processes that share a folder have a `part` each, a text in the names of the files that they add to.
+    """
+
+    def __init__(self, folder: Path, examples: Sequence[Example], metrics: Mapping[str, Metric], settings: EvaluateConfig,
+                 part: str = ""):  # fmt: skip
         for metric in metrics.values():
             metric.check(examples)
         self.folder, self.examples, self.metrics, self.settings = folder, examples, metrics, settings
-        self.results = Results(folder)
+        self.results = Results(folder, part)
         self.pictures = folder / PICTURES
+        self.drawn_file = folder / f"{Path(DRAWN).stem}{part}.jsonl"
+        self.scratch = folder / f"part{part}" if part else folder  # for what is deleted at the end
         self.identity: dict[str, Any] = {}
         self._held_out: HeldOutRows | None = None
 
@@ -59,14 +65,13 @@ class Evaluator:
             UserError: there is none of the examples'.
         """
         self.pictures = folder
-        if self.examples and not any(self.path_of(example).is_file() for example in self.examples):
+        if self.examples and not any(self._path(example).is_file() for example in self.examples):
             raise UserError(
                 f"{folder} holds no picture of any of the {len(self.examples)} examples: the first should be "
-                f"{self.path_of(self.examples[0]).name}. Name pictures after the ids of the examples."
+                f"{self._path(self.examples[0]).name}. Name pictures after the ids of the examples."
             )
 
-    def path_of(self, example: Example) -> Path:
-        """Where the picture of an example lies, or should."""
+    def _path(self, example: Example) -> Path:
         return find_picture(self.pictures, example.id)
 
     def draw(self, config: Config, trained: Trained | None) -> None:
@@ -78,12 +83,13 @@ class Evaluator:
         from OpenSciDraw.evaluation.drawing import Artist, Sampler
         from OpenSciDraw.inference.pictures import drawing_of_trained
 
-        artist, asked = Artist(config, trained, self.folder), self.settings
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        artist, asked = Artist(config, trained, self.scratch), self.settings
         drawing = drawing_as_asked(config)  # of a model before training
         if trained is not None:
             drawing = drawing_of_trained(artist.model, config, asked.steps, asked.guidance)
         sampler = Sampler.of(asked, drawing)
-        self.identity = artist.identity(sampler)
+        self.identity = self._identity(artist, sampler)
         drawn = self._drawn_before()
         self._check_settings(bool(drawn) or bool(self.results.of("held_out")))
         to_draw = self._to_draw(drawn)
@@ -102,6 +108,14 @@ class Evaluator:
                 self._held_out.measure(artist)
         finally:
             artist.close()
+
+    def _identity(self, artist: Artist, sampler: Sampler) -> dict[str, Any]:
+        return artist.identity(sampler)
+
+    def _batches(self, examples: Sequence[Example], multiple: int) -> list[DrawingBatch]:
+        from OpenSciDraw.evaluation.drawing import batches_of
+
+        return batches_of(examples, multiple, self.settings.batch_size)
 
     def _check_settings(self, in_use: bool) -> None:
         """The folder's settings must be today's, or be made so while it holds nothing."""
@@ -129,18 +143,19 @@ class Evaluator:
 
     def _drawn_before(self) -> dict[str, dict[str, Any]]:
         """The record of each picture that is there; a last line that was cut off has no picture yet."""
-        path = self.folder / DRAWN
-        if not path.is_file():
-            return {}
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        found, broken = json_objects(whole)
+        found: list[dict[str, Any]] = []
+        broken = 0
+        for path in sorted(self.folder.glob(f"{Path(DRAWN).stem}*.jsonl")):
+            raw = path.read_bytes()
+            whole = raw[: raw.rfind(b"\n") + 1]
+            if len(whole) < len(raw) and path == self.drawn_file:  # another process may be writing its own
+                with path.open("r+b") as file:
+                    file.truncate(len(whole))
+            records_here, broken_here = json_objects(whole)
+            found, broken = found + records_here, broken + broken_here
         records = {record["id"]: record for record in found if _DRAWN_KEYS <= record.keys()}
         if broken := broken + sum(not _DRAWN_KEYS <= record.keys() for record in found):
-            _LOG.warning("%s: %d line(s) cannot be read; their pictures are drawn again", path, broken)
+            _LOG.warning("%s: %d line(s) cannot be read; their pictures are drawn again", self.folder / DRAWN, broken)
         return {identity: record for identity, record in records.items() if (self.pictures / str(record["file"])).is_file()}
 
     def _to_draw(self, drawn: Mapping[str, Mapping[str, Any]]) -> list[Example]:
@@ -154,12 +169,12 @@ class Evaluator:
         return [example for example in self.examples if example.id not in drawn]
 
     def _draw(self, artist: Artist, examples: Sequence[Example], sampler: Sampler) -> None:
-        from OpenSciDraw.evaluation.drawing import batches_of, save_picture
+        from OpenSciDraw.evaluation.drawing import save_picture
 
-        batches = batches_of(examples, artist.model.pixel_multiple, self.settings.batch_size)
+        batches = self._batches(examples, artist.model.pixel_multiple)
         self.pictures.mkdir(exist_ok=True)
         bar = tqdm(total=len(self.examples), initial=len(self.examples) - len(examples), desc="pictures", unit="picture")
-        with bar, (self.folder / DRAWN).open("a", encoding="utf-8") as records:
+        with bar, self.drawn_file.open("a", encoding="utf-8") as records:
             for batch in batches:
                 start = time.perf_counter()
                 pictures = artist.draw(batch, sampler)
@@ -176,7 +191,7 @@ class Evaluator:
     # -- numbers -----------------------------------------------------------------------------------
     def measure(self) -> list[Measured]:
         """Every metric over every picture."""
-        drawn = [Drawn(example, self.path_of(example)) for example in self.examples]
+        drawn = [Drawn(example, self._path(example)) for example in self.examples]
         ids = [example.id for example in self.examples]
         found = []
         for name, metric in self.metrics.items():

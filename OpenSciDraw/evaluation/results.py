@@ -56,18 +56,19 @@ class Result:
 
 
 class Results:
-    """The results of one evaluation's folder; several threads may add."""
+    """The results of one evaluation's folder; several threads may add. Processes that share a folder add to a `part` each."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / FILE
+    def __init__(self, folder: Path, part: str = ""):
+        self.path = folder / f"{Path(FILE).stem}{part}.jsonl"  # what this process adds to; the others' are read
         self._lock = threading.Lock()
         self._by_key: dict[tuple[str, str], Result] = {}
-        if self.path.is_file():
-            self._read()
+        for path in [*(path for path in sorted(folder.glob(f"{Path(FILE).stem}*.jsonl")) if path != self.path), self.path]:
+            if path.is_file():
+                self._read(path)
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> None:
         """A last line that was cut off by the end of a process is taken away, and measured again."""
-        raw = self.path.read_bytes()
+        raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         found, broken = json_objects(whole)
         for values in found:
@@ -77,9 +78,9 @@ class Results:
             except (TypeError, KeyError, AttributeError):
                 broken += 1
         if broken:
-            _LOG.warning("%s: %d line(s) cannot be read; what they said is measured again", self.path, broken)
-        if len(whole) < len(raw):
-            with self.path.open("r+b") as file:
+            _LOG.warning("%s: %d line(s) cannot be read; what they said is measured again", path, broken)
+        if len(whole) < len(raw) and path == self.path:  # another process may be writing its own
+            with path.open("r+b") as file:
                 file.truncate(len(whole))
 
     def get(self, metric: str, identity: str) -> Result | None:

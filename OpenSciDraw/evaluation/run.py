@@ -99,8 +99,7 @@ def settings_of(config: Config | None, given: dict[str, Any], overrides: Sequenc
         raise UserError(f"{problems}. `scienceflow config --schema` lists what is allowed.") from error
 
 
-def options_of(arguments: Namespace) -> dict[str, Any]:
-    """The command line's options as keys of `evaluate`."""
+def _options(arguments: Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in _OPTIONS} | {"judge_url": arguments.judge}
     given = {name: value for name, value in given.items() if value is not None}
     if "metrics" in given:
@@ -227,7 +226,7 @@ def main(arguments: Namespace) -> int:
     target = replace(find_target(arguments.what, arguments.cfg_options, arguments.ema), base=arguments.base)
     if target.base is not None and target.kind != "run":
         raise UserError(f"--base is for a run's adapter, and {target.given} is no run.")
-    settings = settings_of(target.config, options_of(arguments), arguments.cfg_options)
+    settings = settings_of(target.config, _options(arguments), arguments.cfg_options)
     if arguments.compare is not None and not (Path(arguments.compare).expanduser() / SUMMARY).is_file():
         find_target(arguments.compare, (), False)  # refused here, before anything is drawn
     evaluator, measured, summary = evaluate(target, settings, Path(arguments.out).expanduser() if arguments.out else None)

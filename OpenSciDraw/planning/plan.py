@@ -1,8 +1,7 @@
 """`scienceflow plan CONFIG.py`: memory, FLOPs, time and disk of a run, before anything loads.
 
-The transformer is built from its config with fake tensors, and one real training step of each picture size runs through it: FLOPs are
-counted operation by operation (torch.utils.flop_counter), kept bytes by training's own ActivationBudget. The rest is arithmetic,
-written beside each number in `_memory`. Autocast (fp16) and attention are those of a CPU, RMSNorm is as on a GPU.
+One real step of each picture size runs on fake tensors: FLOPs are counted operation by operation (torch.utils.flop_counter), kept
+bytes by training's own ActivationBudget. The rest is arithmetic, see `_memory`. Attention and fp16 as on a CPU, RMSNorm on a GPU.
 """
 
 from __future__ import annotations

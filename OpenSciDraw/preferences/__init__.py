@@ -1,4 +1,4 @@
-"""A model's own pictures, scored → groups of preferences in a store.
+"""Own pictures → groups of preferences: several pictures of each prompt, scored by metrics, winners and losers in a store.
 
-May use: utils, config, prepare, datasets, encode, inference, evaluation.
+May use: utils, config, figures, prepare, datasets, encode, inference, evaluation.
 """

@@ -68,6 +68,7 @@ def run_page(run: RunData) -> str:
         ("Scores", sections.scores(run)),
         ("Rewards", sections.rewards(run)),
         ("Loss", sections.curves(run)),
+        ("Preferences", sections.preferences(run)),
         ("Pictures by step", sections.samples(run, pictures)),
         ("Rate, speed and memory", sections.pace(run)),
         ("Rows that could not be read", page.table(("row", "reason"), bad) if bad else ""),
@@ -85,8 +86,12 @@ def comparison_page(folder: Path, runs: Sequence[RunData]) -> str:
     charts = [
         chart("Held-out loss", [Line(name, run.series("held_out_loss")) for name, run in both], "loss"),
         chart("Training loss, smoothed", [Line(n, smoothed(r.series("train_loss"))) for n, r in both], "loss", log=True),
+        chart(
+            "Preferences: winner's loss less the reference's",
+            [Line(name, run.series("preference_winner_change")) for name, run in both], "loss",
+        ),
         chart("Throughput", [Line(name, smoothed(run.series("images_per_second"))) for name, run in both], "images / s"),
-    ]
+    ]  # fmt: skip
     flat = [sections.flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]

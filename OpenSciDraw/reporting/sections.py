@@ -68,6 +68,22 @@ def rewards(run: RunData) -> str:
     ])  # fmt: skip
 
 
+def preferences(run: RunData) -> str:
+    """Curves of training on preferences, by axis; "" for a run of another objective."""
+
+    def by_axis(what: str) -> list[Line]:
+        start = f"preference_{what}_"
+        return [Line(key.removeprefix(start), run.series(key)) for key in run.keys(start)]
+
+    winner = Line("winner", run.series("preference_winner_change"))
+    return _charts([
+        chart("Preferences: share of groups on the right side", by_axis("accuracy"), "accuracy"),
+        chart("Preferences: margin before the cap", by_axis("margin"), "loss"),
+        chart("Loss less the reference's: winner, and losers by axis", [winner, *by_axis("loser_change")], "loss"),
+        chart("Preferences: the comparison alone", [Line("as logged", run.series("preference_loss"))], "loss"),
+    ])  # fmt: skip
+
+
 def pace(run: RunData) -> str:
     return _charts([
         chart("Learning rate", [Line("rate", run.series("lr"))], "rate"),

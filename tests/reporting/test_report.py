@@ -79,6 +79,24 @@ def test_the_page_needs_no_network_and_holds_what_the_run_holds(tmp_path: Path) 
     assert "better" in html and html.count("data:image/webp") >= 6
 
 
+def test_a_run_on_preferences_has_its_curves_by_axis_and_another_run_has_none(tmp_path: Path) -> None:
+    plain, run = make_run(tmp_path / "plain"), make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in (70, 80):
+            line = {"step": step, "preference_loss": 0.6, "preference_winner_change": 0.01}
+            for axis in ("component", "text"):
+                line |= {f"preference_{what}_{axis}": step / 100 for what in ("accuracy", "margin", "loser_change")}
+            file.write(json.dumps(line) + "\n")
+    html = text_of(run)
+    section = html.partition("<h2>Preferences</h2>")[2].partition("<h2>")[0] or html
+    for wanted in ("share of groups on the right side", "margin before the cap", "winner, and losers by axis", "comparison alone"):
+        assert wanted in section, wanted
+    losses = section.partition("winner, and losers by axis")[2].partition("</figure>")[0]
+    assert all(f">{name}<" in losses for name in ("winner", "component", "text")) and ">arrow<" not in losses
+    assert "share of groups" not in text_of(plain)
+    assert "winner&#x27;s loss less" in text_of(tmp_path) or "winner's loss less" in text_of(tmp_path)
+
+
 def test_what_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", run_name=EVIL)
     evaluate(run, "before")
