@@ -49,7 +49,7 @@ def find_regions(work: Work) -> list[Region]:
             continue
         mask = _filled((blobs == index).astype(np.uint8))
         near = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=round(3 * work.scale))
-        outlined = _filled(cv2.bitwise_and(near, marked))  # with its outline and the first pixels of arrows, which opening takes off
+        outlined = _filled(cv2.bitwise_and(near, marked))  # with its outline, and arrows that opening takes off
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3 * unit + 1, 3 * unit + 1))
         grown = cv2.morphologyEx(outlined, cv2.MORPH_OPEN, disc)
         if not grown.any():
