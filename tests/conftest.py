@@ -62,6 +62,11 @@ class _AtOnce:
             terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext[-4000:]}")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A name without the bytes themselves: gzip writes the time into its own, and processes that share tests must agree on names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.getoption("--device") == "cuda":
         session.config.pluginmanager.register(_AtOnce(session.config))
