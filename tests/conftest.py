@@ -63,7 +63,7 @@ class _AtOnce:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """A name without the bytes themselves: gzip writes the time into its own, and processes that share tests must agree on names."""
+    """No bytes in names: gzip writes the time into its own, and processes that share tests must agree on names."""
     return argname if isinstance(val, bytes) else None
 
 
