@@ -18,12 +18,15 @@ from conftest import BASE, merged, train_and_resume
 from diffusers import Krea2Pipeline, Krea2Transformer2DModel
 from PIL import Image
 
+from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.inference.sample import sample_normalized
 from OpenSciDraw.models.base import TextBatch
 from OpenSciDraw.models.embedded import embedded_folder
 from OpenSciDraw.models.krea2 import DROPPED, PREFIX, SUFFIX, SUFFIX_TOKENS, Krea2
 from OpenSciDraw.models.source import ModelSource
+from OpenSciDraw.weights import trainable
+from OpenSciDraw.weights.precision import compute_throughout
 from OpenSciDraw.weights.trainable import resolve_lora_layers
 
 PROMPTS = ["A flowchart with a box labelled 'Encoder'.", "The plot shows the loss over 10 epochs in blue."]
@@ -252,6 +255,24 @@ def test_sister_models_are_refused_before_they_are_read(tmp_path: Path, change: 
     shutil.copy(embedded_folder("krea2_tiny") / "transformer" / "config.json", folder / "transformer" / "config.json")
     with pytest.raises(UserError, match=said):
         make_unloaded(str(folder)).load_transformer()
+
+
+@pytest.mark.parametrize("use_lora", [True, False], ids=["lora", "all weights"])
+def test_training_in_bf16_computes_the_pipelines_velocity_with_norms_in_fp32(use_lora: bool) -> None:
+    config = Config.model_validate(merged(
+        BASE, model_type="Krea2", pretrained_model_name_or_path=SOURCE, lora_layers=LAYERS, use_lora=use_lora,
+        mixed_precision="bf16", model_output_dir="unused", dataset={"base_dir": "unused", "parquet_base_path": "unused"},
+    ))  # fmt: skip
+    right, ours = (Krea2(ModelSource(SOURCE), LENGTH, torch.bfloat16) for _ in range(2))
+    right.load_transformer()
+    ours.load_transformer(dtype=trainable.loading_dtype(config))
+    trainable.make_trainable(ours.transformer, config)
+    compute_throughout(ours, ours.transformer, config)
+    text = TextBatch(torch.randn(2, 20, STATES * TEXT_WIDTH, dtype=torch.bfloat16))
+    expected, found = velocity_of(right, text), velocity_of(ours, text)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+    norms = {p.dtype for name, p in right.transformer.named_parameters() if "norm" in name}
+    assert norms == {torch.float32}
 
 
 # -- the whole way -------------------------------------------------------------------------------

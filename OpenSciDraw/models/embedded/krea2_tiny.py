@@ -47,11 +47,11 @@ def build_krea2_tiny(folder: Path) -> None:
         axes_dims_rope=(8, 12, 12),
     )  # fmt: skip
     fill(transformer, seed=2, residual_gain=1.0)
+    torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             if parameter.ndim == 1 and "norm" in name:
-                parameter.zero_()  # its norms multiply by 1 + weight
-    torch.manual_seed(3)
+                parameter.copy_(0.1 * torch.randn(parameter.shape))  # its norms multiply by 1 + weight
     vae = AutoencoderKLQwenImage(
         base_dim=8, z_dim=_LATENTS, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[round(0.1 * at - 0.8, 2) for at in range(_LATENTS)],
