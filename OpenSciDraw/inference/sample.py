@@ -40,7 +40,7 @@ def sample_normalized(
     sigmas = model.inference_sigmas(noise.shape[-2] * noise.shape[-1], steps).to(noise.device)
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        level = flow.pipeline_level(sigma, noisy.dtype)
+        level = model.pipeline_level(sigma, noisy.dtype)
         with model.at_guidance(guidance):
             wanted = model.velocity(noisy, level, text)
         if guidance <= 1 or model.embeds_guidance:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from OpenSciDraw import flow
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import vae_precision
 from OpenSciDraw.models.components import Components
@@ -161,6 +162,10 @@ class FigureModel(Components):
         """
 
     # -- inference -----------------------------------------------------------------------------------
+    def pipeline_level(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the released pipeline gives the transformer for `sigma` with latents of `dtype`; most round 1000 sigma to it."""
+        return flow.pipeline_level(sigma, dtype)
+
     @contextmanager
     def at_guidance(self, guidance: float) -> Iterator[None]:
         """Inside, `velocity` of a family that `embeds_guidance` has this guidance."""

@@ -88,6 +88,12 @@ def empty(cls: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def kept_in_fp32(cls: Any) -> set[str]:
+    """Parts of parameters' names that a class of diffusers or transformers keeps in fp32 whatever the dtype; most keep none."""
+    names = getattr(cls, "_keep_in_fp32_modules", None) or []
+    return {names} if isinstance(names, str) else set(names)
+
+
 def load(cls: Any, config: dict[str, Any], reader: TensorReader, dtype: torch.dtype, device: torch.device) -> Any:
     """The model by `config` with the reader's tensors, floating ones in `dtype`, on `device`.
 
@@ -99,13 +105,12 @@ def load(cls: Any, config: dict[str, Any], reader: TensorReader, dtype: torch.dt
     model = empty(cls, config, dtype)
     expected: dict[str, Tensor] = model.state_dict()
     _require_fit(cls, expected, reader)
-    keep = cls._keep_in_fp32_modules or []
-    keep = [keep] if isinstance(keep, str) else keep
+    keep = kept_in_fp32(cls)
     tensors = {}
     for name in expected:
         tensor = reader.tensor(name)
         if tensor.is_floating_point():
-            tensor = tensor.to(torch.float32 if set(keep) & set(name.split(".")) else dtype)
+            tensor = tensor.to(torch.float32 if keep & set(name.split(".")) else dtype)
         tensors[name] = tensor
     model.load_state_dict(tensors, assign=True)
     return model.to(device).eval().requires_grad_(False)  # moves what the reader could not: buffers, devices other than CUDA

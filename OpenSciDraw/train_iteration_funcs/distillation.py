@@ -68,7 +68,7 @@ def trajectory_distillation_loss(model: FigureModel, batch: Batch, place: Place,
 
 def _velocity(model: FigureModel, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor]) -> Tensor:
     """At the level that the released pipeline gives the transformer for `sigma` (B,): it rounds the timestep."""
-    level = flow.pipeline_level(sigma, model.weight_dtype)
+    level = model.pipeline_level(sigma, model.weight_dtype)
     return model.velocity(noisy, level, text, references) if references else model.velocity(noisy, level, text)
 
 

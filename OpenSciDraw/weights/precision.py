@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.models.base import DTYPES, FigureModel
+from OpenSciDraw.models.direct_loading import kept_in_fp32
 from OpenSciDraw.weights.adapters import Adapters
 
 
@@ -56,14 +57,17 @@ class ComputeCopies:
     """A forward with `dtype` copies of fp32 parameters, whose gradients arrive in fp32.
 
     A copy is an attribute of its module that stands before the parameter of the same name: `parameters()`, the optimizer and the
-    files know the parameter, the module's forward (also one that is recomputed in the backward) finds the copy.
+    files know the parameter, the module's forward (also one that is recomputed in the backward) finds the copy. What the released
+    pipeline keeps in fp32 (norms of Krea 2) has none.
     """
 
     def __init__(self, transformer: nn.Module, dtype: torch.dtype):
         self.dtype = dtype
+        kept = kept_in_fp32(type(transformer))
         self._places = [
-            (module, name) for module in transformer.modules()
-            for name, parameter in module.named_parameters(recurse=False) if parameter.dtype == torch.float32
+            (module, name) for prefix, module in transformer.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dtype == torch.float32 and not kept & set(prefix.split("."))
         ]  # fmt: skip
         transformer.register_forward_pre_hook(lambda *_: self._renew())
         cast_inputs(transformer, dtype)

@@ -30,6 +30,17 @@ _SCHEDULER = {
 }  # fmt: skip
 
 
+def template_tokenizer() -> Any:
+    """The embedded tokenizer with one token for each word of Qwen-Image's template, which Krea 2 has too."""
+    from tokenizers import AddedToken
+
+    tokens = tokenizer()
+    for word in _TEMPLATE_WORDS.split():
+        inside = word not in ("system", "user", "assistant", "Describe")  # a line break, not a space, goes before or after these
+        tokens.add_tokens([AddedToken(word, single_word=True, lstrip=inside, normalized=False)])
+    return tokens
+
+
 @EMBEDDED.register("qwen_image_tiny")
 def build_qwen_image_tiny(folder: Path) -> None:
     """Qwen-Image at width 128: 3 dual-stream blocks, 2-layer Qwen2.5-VL of width 64, 4x VAE (8 px a token)."""
@@ -39,13 +50,9 @@ def build_qwen_image_tiny(folder: Path) -> None:
         QwenImagePipeline,
         QwenImageTransformer2DModel,
     )
-    from tokenizers import AddedToken
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    tokens = tokenizer()
-    for word in _TEMPLATE_WORDS.split():
-        inside = word not in ("system", "user", "assistant", "Describe")  # a line break, not a space, goes before or after these
-        tokens.add_tokens([AddedToken(word, single_word=True, lstrip=inside, normalized=False)])
+    tokens = template_tokenizer()
     text = dict(
         vocab_size=len(tokens), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=None, eos_token_id=tokens.eos_token_id,
