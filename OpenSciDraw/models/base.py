@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -198,6 +199,19 @@ class FigureModel(Components):
         `embeds_guidance` it is the transformer's input, and `negative_row` has no effect.
         `images`: pictures (PIL) that all of them edit; of a family that `edits` alone.
         """
+
+    def save_lora(self, folder: Path, layers: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Write LoRA tensors and PEFT's config of them as the released pipeline's `save_lora_weights` does.
+
+        A family whose pipeline has no such method overrides it.
+        """
+        self.pipeline_class.save_lora_weights(
+            folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata
+        )
+
+    def load_lora(self, pipe: Any, file: Path) -> None:
+        """Add what `save_lora` wrote to the pipeline that draws."""
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
 
     def original_lora(self, layers: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
         """LoRA tensors in diffusers names -> the names that ComfyUI loads, with alpha.

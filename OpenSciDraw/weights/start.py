@@ -62,7 +62,7 @@ def attach_adapter(model: FigureModel, pipe: Any, path: Path) -> None:
         pass  # a damaged one is named, before anything looks at it
     stated = lora_config(path) if path.suffix == ".safetensors" else {}
     if stated.get("peft_type") == "LORA" and all(name.startswith("transformer.") for name in _names(path)):
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+        model.load_lora(pipe, path)
     elif stated.get("peft_type") in PEFT_TYPE_TO_CONFIG_MAPPING:
         inject(pipe.transformer, stated)
         state = read_lora(path)

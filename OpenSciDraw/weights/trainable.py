@@ -171,9 +171,7 @@ def save_weights(
         layers = {file_name(name): gathered(tensor).detach().cpu().contiguous() for name, tensor in values.items()}
         if write:
             with unfinished(folder / LORA_FILE) as part:
-                model.pipeline_class.save_lora_weights(
-                    part.parent, transformer_lora_layers=layers, transformer_lora_adapter_metadata=lora_metadata(transformer)
-                )
+                model.save_lora(part.parent, layers, lora_metadata(transformer))
         return
     final = folder / FULL_FOLDER
     with unfinished(final) if write else nullcontext(final) as building:
