@@ -41,7 +41,6 @@ TEMPLATE = (
 )
 DROPPED = 64
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
-_SEEN_TOKENS = 14 * 14  # of a square picture in the text: 384 px are resized to 392, of which 28 are a token
 
 
 class PictureProcessor(Qwen2VLProcessor):
@@ -62,7 +61,7 @@ class QwenImageEdit(QwenImage):
     pipeline_class = QwenImageEditPlusPipeline
     base_models = "Qwen/Qwen-Image-Edit-2511"
     pipeline_text_limit = FigureModel.pipeline_text_limit  # the pipeline cuts nothing
-    edits = True
+    edits = only_edits = True
     text_sees_pictures = True
 
     # -- components ---------------------------------------------------------------------------
@@ -119,9 +118,6 @@ class QwenImageEdit(QwenImage):
         images = [_condition(Image.fromarray(level.permute(1, 2, 0).cpu().numpy())) for level in levels]
         marks = "".join(PICTURE.format(number) for number in range(1, len(images) + 1))
         return self._rows([TEMPLATE.format(marks + prompt)], images)[0]
-
-    def blank_text(self, batch: int, length: int, references: Sequence[tuple[int, int]] = ()) -> TextBatch:
-        return super().blank_text(batch, length + _SEEN_TOKENS * len(references), references)
 
     # -- the forward --------------------------------------------------------------------------
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:

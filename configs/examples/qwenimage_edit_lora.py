@@ -24,6 +24,7 @@ gradient_accumulation_steps = 8
 gradient_checkpointing = True
 mixed_precision = "bf16"
 learning_rate = 1e-4
+lr_scheduler = "constant_with_warmup"
 lr_warmup_steps = 100
 max_train_steps = 2000
 caption_dropout = 0.1  # guidance needs a velocity without the instruction

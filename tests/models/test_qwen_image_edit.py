@@ -236,7 +236,17 @@ def test_the_final_norm_is_read(model) -> None:  # type: ignore[no-untyped-def]
     assert not torch.allclose(without, right, atol=0.1)
 
 
-def test_without_a_picture_nothing_is_drawn_or_trained(model) -> None:  # type: ignore[no-untyped-def]
+def test_without_a_picture_nothing_is_drawn_trained_or_encoded(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from OpenSciDraw.config import Config
+    from OpenSciDraw.encode import run as encode
+
+    values = merged(
+        BASE, model_type="QwenImageEdit", pretrained_model_name_or_path=SOURCE, lora_layers=LAYERS,
+        dataset={"type": "ArXiVParquetDatasetV2", "base_dir": str(tmp_path), "parquet_base_path": "store"},
+        encode={"figures": "drawn:4", "resolution": 128},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="has no reference, and QwenImageEdit draws nothing without"):
+        encode.main(Config.model_validate(values))
     row = model.encode_prompts([""])[0]
     with pytest.raises(UserError, match="Give each figure a reference"):
         model.velocity(noise(), torch.tensor([0.6]), model.collate_text([row]))
@@ -252,6 +262,16 @@ def test_pictures_that_the_pipeline_would_resize_are_refused_and_its_area_is_put
     with qwen_image_edit._shown_as_they_are(images[:1]):
         assert released.VAE_IMAGE_SIZE == 96 * 64
     assert released.VAE_IMAGE_SIZE == usual
+
+
+def test_plan_counts_a_reference_beside_each_figure_where_there_are_no_data_yet() -> None:
+    from OpenSciDraw.config import load_config
+    from OpenSciDraw.planning.step_cost import planned_model, shapes
+
+    config = load_config("configs/examples/qwenimage_edit_lora.py")
+    with planned_model(config) as (model, _):
+        planned = shapes(model, config)
+    assert planned and all(shape.references == ((shape.height, shape.width),) for shape in planned)
 
 
 # -- real shapes on `meta`, and sister models ----------------------------------------------------
