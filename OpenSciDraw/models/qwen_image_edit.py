@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     ProcessorMixin,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLModel,
     Qwen2TokenizerFast,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
@@ -94,9 +92,9 @@ class QwenImageEdit(QwenImage):
     def _rows(self, texts: Sequence[str], images: list[Image.Image] | None = None) -> list[Tensor]:
         """Hidden states (L, D) of each text without the dropped tokens, cut at the limit of tokens that are of no picture."""
         inputs = self._processor(text=list(texts), images=images, padding=True, return_tensors="pt").to(self.device)
-        # what the pipeline gives, no more: token types would give pictures other positions than it gives them
-        given = {name: inputs.get(name) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
-        states = self.text_encoder(**given, use_cache=False).last_hidden_state
+        # With the token types, which the pipeline leaves out (diffusers issue 14194): from transformers 5 on, pictures have
+        # positions in rows and columns, as Qwen2.5-VL was trained, with them alone.
+        states = self.text_encoder(**inputs, use_cache=False).last_hidden_state
         rows, lengths = [], []
         for row, ids, valid in zip(states, inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
             row, of_pictures = row[valid][DROPPED:], ids[valid][DROPPED:] == self._processor.image_token_id
@@ -179,11 +177,9 @@ class QwenImageEdit(QwenImage):
 
     def family_contract(self) -> dict[str, dict[str, Any]]:
         parts = super().family_contract()
-        # From transformers 5 on the encoder needs token types for positions in rows and columns, and the pipeline gives it none.
-        flat = "mm_token_type_ids" in signature(Qwen2_5_VLModel.get_rope_index).parameters
         parts["text"] |= {
             "template": TEMPLATE, "picture": PICTURE, "dropped_tokens": DROPPED, "seen_area": released.CONDITION_IMAGE_SIZE,
-            "picture_positions": "as of words" if flat else "rows and columns",
+            "picture_positions": "rows and columns",
         }  # fmt: skip
         return parts
 

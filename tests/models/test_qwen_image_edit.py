@@ -1,7 +1,9 @@
 """Golden tests: our Qwen-Image-Edit-2511 is what diffusers' QwenImageEditPlusPipeline computes, ingredient by ingredient.
 
 The pipeline below is diffusers' own with the whole text encoder. Its processor is the released class without the part for films,
-which needs torchvision. It edits two pictures, whose area stands in for the 1024 x 1024 px to which it resizes pictures.
+which needs torchvision. From transformers 5 on diffusers 0.42 gives its text encoder no token types, so that pictures lose their
+rows and columns (diffusers issue 14194); a hook gives them. It edits two pictures, whose area stands in for the 1024 x 1024 px to
+which it resizes pictures.
 """
 
 from __future__ import annotations
@@ -48,9 +50,14 @@ def make(dtype: torch.dtype = torch.float32) -> QwenImageEdit:
     return model
 
 
+def with_token_types(encoder, args, inputs):  # type: ignore[no-untyped-def]
+    return args, {**inputs, "mm_token_type_ids": (inputs["input_ids"] == encoder.config.image_token_id).int()}
+
+
 def make_pipeline(model: QwenImageEdit) -> QwenImageEditPlusPipeline:
     encoder = load_component(Qwen2_5_VLForConditionalGeneration, model.source, "text_encoder", dtype=model.weight_dtype)
     transformer = load_component(QwenImageTransformer2DModel, model.source, "transformer", torch_dtype=model.weight_dtype)
+    encoder.register_forward_pre_hook(with_token_types, with_kwargs=True)
     pipe = QwenImageEditPlusPipeline(
         model._scheduler(), model.pipeline_vae(), encoder.eval(), model._tokenizer, model._processor, transformer
     )
@@ -161,7 +168,8 @@ def test_a_picture_by_our_velocity_and_guidance_equals_the_pipelines(golden) -> 
         combined = model.guide(wanted, unwanted, GUIDANCE)
         latents = (latents.float() + (sigmas[step + 1] - sigmas[step]) * combined.float()).to(latents.dtype)
     ours = (model.decode(latents) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)[0].numpy()
-    assert np.abs(ours - picture).max() <= (2e-5 if model.weight_dtype == torch.float32 else 0.05) and picture.std() > 0.02
+    off, exact = np.abs(ours - picture), model.weight_dtype == torch.float32
+    assert off.max() <= (2e-5 if exact else 0.1) and off.mean() <= (2e-6 if exact else 0.01) and picture.std() > 0.02
 
 
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
@@ -226,6 +234,15 @@ def test_an_ingredient_that_is_wrong_changes_what_is_computed(model, monkeypatch
     if what == "area":
         monkeypatch.setattr(released, "CONDITION_IMAGE_SIZE", 128 * 128)
     assert not torch.allclose(velocity(turned=True), right, atol=1e-4)
+
+
+def test_pictures_have_rows_and_columns_in_the_text_which_the_pipeline_alone_loses(model) -> None:  # type: ignore[no-untyped-def]
+    seen = [qwen_image_edit._condition(picture) for picture in sources()]
+    pipe = make_pipeline(model)
+    ours = model.encode_instructions(PROMPTS[:1], [pixels()])[0]
+    assert torch.equal(pipe.encode_prompt(PROMPTS[0], seen)[0][0], ours)
+    pipe.text_encoder._forward_pre_hooks.clear()
+    assert not torch.allclose(pipe.encode_prompt(PROMPTS[0], seen)[0][0], ours, atol=1e-2)
 
 
 def test_the_final_norm_is_read(model) -> None:  # type: ignore[no-untyped-def]
