@@ -95,6 +95,7 @@ def _encode(config: Config, source: str, target: Target, place: Place, engine: s
     refs, rejected = figures_of(encode)
     _LOG.info("%d figures with captions in %s, %d left out at sight", len(refs), source, len(rejected))
     model = build_model(config, place.device())
+    _require_references(model, refs)
     captions, instructions = texts_to_encode(refs, model.text_sees_pictures) if config.text == "stored" else ([], [])
     started_from = sorted({r.id: r for ref in refs for r in ref.references}.values(), key=lambda ref: ref.id)
     _say_described(refs)
@@ -239,6 +240,12 @@ def _pictures(refs: Sequence[FigureRef], encode: EncodeConfig) -> Iterator[Tenso
             yield to_model_range(prepare(ref, encode).pixels)[None]
         except RejectedFigure:
             continue  # it is named when its turn comes
+
+
+def _require_references(model: FigureModel, refs: Sequence[FigureRef]) -> None:
+    plain = next((ref.id for ref in refs if not ref.references), None) if model.only_edits else None
+    if plain is not None:
+        raise UserError(f"{plain} has no reference, and {model.family} draws nothing without. Give each figure one (docs/edit.md).")
 
 
 def _require_sides(model: FigureModel, resolution: int) -> None:

@@ -74,6 +74,7 @@ class FigureModel(Components):
     block_layers: ClassVar[str] = ""  # lora_layers of all linear layers of its blocks
     pipeline_text_limit: ClassVar[int] = 1 << 30  # tokens of text at which the released pipeline stops
     edits: ClassVar[bool] = False  # whether the released pipeline takes pictures to edit, and `velocity` references
+    only_edits: ClassVar[bool] = False  # whether that pipeline draws nothing without a picture to edit
     text_sees_pictures: ClassVar[bool] = False  # whether its text encoder reads these pictures too: text then belongs to an edit
     embeds_guidance: ClassVar[bool] = False  # whether guidance is an input of the transformer, in place of a second pass
     embedded_guidance = 1.0  # that input while training; `build_model` sets it

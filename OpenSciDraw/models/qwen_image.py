@@ -30,7 +30,7 @@ DROPPED = 34
 # Switches of the transformer's config that a plain text-to-image model leaves off, and whose they are.
 _OTHER_MODELS = {
     "guidance_embeds": "a guidance-distilled model",
-    "zero_cond_t": "an editing model (Qwen-Image-Edit-2511)",
+    "zero_cond_t": "an editing model (Qwen-Image-Edit-2511: set model_type = 'QwenImageEdit')",
     "use_additional_t_cond": "Qwen-Image-Layered",
     "use_layer3d_rope": "Qwen-Image-Layered",
 }

@@ -122,7 +122,8 @@ def shapes(model: FigureModel, config: Config) -> list[Shape]:
         references = [()] * len(store.figures) if store.references is None else _sizes_of_references(store, store.references)
         counts.update((h, w, typical, made_of) for (h, w), made_of in zip(_sizes(store.figures), references, strict=True))
     else:
-        counts.update((bucket.height, bucket.width, text, ()) for bucket in buckets(config.encode.resolution))
+        sizes = [(bucket.height, bucket.width) for bucket in buckets(config.encode.resolution)]
+        counts.update((*size, text, (size,) if model.only_edits else ()) for size in sizes)
     by_tokens: dict[int, list[tuple[_Size, int]]] = {}
     for size, count in counts.items():  # sizes with equally many tokens cost the same
         pictures = [size[:2], *size[3]]

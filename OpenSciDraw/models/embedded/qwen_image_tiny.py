@@ -24,7 +24,7 @@ _TEMPLATE_WORDS = (
     "of objects and background"
 )
 # Qwen/Qwen-Image-2512, scheduler/scheduler_config.json
-_SCHEDULER = {
+SCHEDULER = {
     "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 8192, "max_shift": 0.9, "num_train_timesteps": 1000,
     "shift": 1.0, "shift_terminal": 0.02, "time_shift_type": "exponential", "use_dynamic_shifting": True,
 }  # fmt: skip
@@ -73,7 +73,7 @@ def build_qwen_image_tiny(folder: Path) -> None:
         latents_mean=[0.0] * _LATENTS, latents_std=[1.0] * _LATENTS,
     )  # fmt: skip
     _write_haar_vae(vae)
-    scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
     QwenImagePipeline(scheduler, vae, text_encoder, tokens, transformer).save_pretrained(folder)
 
 
