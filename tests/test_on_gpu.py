@@ -288,7 +288,7 @@ def test_validation_and_sample_draw_the_same_picture(trained, device: torch.devi
     out = training.output_dir / "again"
     given = Namespace(
         lora=[], image=[], run=str(training.output_dir), ema=False, prompt=[PROMPT], negative_prompt=None, width=None, height=None,
-        steps=None, guidance=None, seed=7, num=1, out=str(out),
+        steps=None, guidance=None, seed=7, num=1, out=str(out), base=None,
     )  # fmt: skip
     assert sample.main(given) == 0
     shown = np.asarray(Image.open(training.output_dir / "validation_images" / "step_000002" / "00.png")).astype(int)

@@ -117,7 +117,7 @@ def test_sample_edits_a_picture_at_its_buckets_size(trained: Path, tmp_path: Pat
     (tmp_path / "broken.png").write_bytes(b"no picture")
     arguments = Namespace(
         lora=[], image=[str(tmp_path / "before.png")], run=str(trained), prompt=["Make it red."], negative_prompt=None, width=None,
-        height=None, steps=2, guidance=None, seed=7, num=1, out=str(tmp_path / "one"), ema=False,
+        height=None, steps=2, guidance=None, seed=7, num=1, out=str(tmp_path / "one"), ema=False, base=None,
     )  # fmt: skip
     assert sample.main(arguments) == 0
     edited = Image.open(tmp_path / "one" / "00_seed7.png")

@@ -186,8 +186,8 @@ def test_the_average_is_exported_and_drawn(run, lora: bool, tmp_path: Path) -> N
         saved = {name.removeprefix("transformer."): t for name, t in load_file(file).items()}
         for name, tensor in source.items():
             assert torch.equal(saved[name.replace(".default.", ".")], tensor.detach()), name
-    common = {"image": [], "run": str(tmp_path / "run"), "prompt": ["a box"], "negative_prompt": None, "width": 64, "height": 64,
-              "steps": 2, "guidance": None, "seed": 0, "num": 1, "out": None}  # fmt: skip
+    common = {"image": [], "lora": [], "base": None, "run": str(tmp_path / "run"), "prompt": ["a box"], "negative_prompt": None,
+              "width": 64, "height": 64, "steps": 2, "guidance": None, "seed": 0, "num": 1, "out": None}  # fmt: skip
     assert main(Namespace(**common, ema=False)) == 0 and main(Namespace(**common, ema=True)) == 0
     own, average = (tmp_path / "run" / "samples" / part / "00_seed0.png" for part in (".", "ema"))
     assert own.read_bytes() != average.read_bytes()
