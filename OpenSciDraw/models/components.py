@@ -263,6 +263,12 @@ class Components(ABC):
             self._read[part] = load_component(cls, self.source, part).config
         return cls.from_config(self._read[part])
 
+    def _scheduler(self) -> Any:
+        """The scheduler of flow matching that the released pipelines have, new each time: it counts the steps that it takes."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
+
     def download(self, parts: Sequence[str]) -> None:
         """Fetch components of a hub model, so that their fingerprints are known before they are loaded."""
         from huggingface_hub import snapshot_download

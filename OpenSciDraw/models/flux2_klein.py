@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -160,9 +160,6 @@ class Flux2Klein(FigureModel):
         return out[:, : height * width].transpose(1, 2).reshape(batch, -1, height, width)
 
     # -- inference ----------------------------------------------------------------------------
-    def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
-
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()
         sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()

@@ -19,7 +19,8 @@ from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3Model
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models import ovis_image_names
-from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.models.autoencoder_kl import WithAutoencoderKL
+from OpenSciDraw.models.base import TextBatch, load_component
 from OpenSciDraw.models.embedded import fill, tokenizer
 from OpenSciDraw.registry import EMBEDDED, MODELS
 
@@ -33,7 +34,7 @@ TEMPLATE = f"qwen3-chat: one user turn of {SYSTEM!r} and the prompt, add_generat
 
 
 @MODELS.register("OvisImage")
-class OvisImage(FigureModel):
+class OvisImage(WithAutoencoderKL):
     """Ovis-Image: `AIDC-AI/Ovis-Image-7B`."""
 
     family = "OvisImage"
@@ -47,27 +48,12 @@ class OvisImage(FigureModel):
     base_models = "AIDC-AI/Ovis-Image-7B"
 
     # -- components ---------------------------------------------------------------------------
-    def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
-        vae = load_component(AutoencoderKL, self.source, "vae", torch_dtype=dtype)
-        self._vae = vae.to(self.device).eval().requires_grad_(False)
-
     def load_text_encoder(self) -> None:
         self._tokenizer = load_component(Qwen2TokenizerFast, self.source, "tokenizer")
         encoder = load_component(Qwen3Model, self.source, "text_encoder", dtype=self.weight_dtype)
         self._text_encoder = encoder.to(self.device).eval().requires_grad_(False)
 
     # -- figures and prompts in ---------------------------------------------------------------
-    @property
-    def _stride(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def pixel_multiple(self) -> int:
-        return 2 * self._stride  # VAE stride x 2x2 patch
-
-    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
-        return vae.encode(pixels).latent_dist.mode()
-
     def _tokenize(self, prompts: Sequence[str]) -> Any:
         texts = [
             self._tokenizer.apply_chat_template(
@@ -104,22 +90,7 @@ class OvisImage(FigureModel):
     def text_shape(self) -> tuple[int, int]:
         return self.max_sequence_length, load_component(Qwen3Config, self.source, "text_encoder").hidden_size
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self._stride, width // self._stride
-
     # -- the forward --------------------------------------------------------------------------
-    def normalize(self, latents: Tensor) -> Tensor:
-        config = self.vae.config
-        scaled = (latents.to(self.device, torch.float32) - config.shift_factor) * config.scaling_factor
-        # channels c * 4 + 2 * row + column of a 2x2 patch, as OvisImagePipeline._pack_latents orders them
-        return F.pixel_unshuffle(scaled, 2)
-
-    @torch.no_grad()
-    def decode(self, normalized: Tensor) -> Tensor:
-        config = self.vae.config
-        latents = F.pixel_shuffle(normalized.float(), 2) / config.scaling_factor + config.shift_factor
-        return self.vae.decode(latents.to(self.vae.dtype)).sample
-
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
         assert not references  # `edits` is False
         height, width = noisy.shape[-2:]
@@ -136,9 +107,6 @@ class OvisImage(FigureModel):
         return out.transpose(1, 2).unflatten(2, (height, width))
 
     # -- inference ----------------------------------------------------------------------------
-    def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
-
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()
         given = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
@@ -179,11 +147,6 @@ class OvisImage(FigureModel):
         return ovis_image_names.original_lora(layers, alpha, rank)
 
     def family_contract(self) -> dict[str, dict[str, Any]]:
-        latents = {
-            "vae": "AutoencoderKL",
-            "latents": "posterior mode, raw (before shift_factor and scaling_factor)",
-            "channels": self.vae.config.latent_channels,
-        }
         text = {
             "text_encoder": "Qwen3Model",
             "layers": "last hidden state",
@@ -193,7 +156,7 @@ class OvisImage(FigureModel):
             "max_sequence_length": self.max_sequence_length,
             "width": self.text_shape()[1],
         }
-        return {"latents": latents, "text": text}
+        return {"latents": self.latents_contract(), "text": text}
 
 
 @EMBEDDED.register("ovis_image_tiny")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
@@ -149,9 +149,6 @@ class QwenImage(FigureModel):
         """The pipeline's guidance: each token of the combination gets back the norm that it had with the prompt alone."""
         combined = super().guide(wanted, unwanted, guidance)
         return combined * (wanted.norm(dim=1, keepdim=True) / combined.norm(dim=1, keepdim=True))
-
-    def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
 
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()

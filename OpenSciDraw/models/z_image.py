@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.models.autoencoder_kl import WithAutoencoderKL
+from OpenSciDraw.models.base import TextBatch, load_component
 from OpenSciDraw.models.embedded import fill, tokenizer
 from OpenSciDraw.registry import EMBEDDED, MODELS
 
@@ -25,7 +26,7 @@ TEMPLATE = "qwen3-chat: one user turn, add_generation_prompt, enable_thinking=Tr
 
 
 @MODELS.register("ZImage")
-class ZImage(FigureModel):
+class ZImage(WithAutoencoderKL):
     """Z-Image, the base model: `Tongyi-MAI/Z-Image`."""
 
     family = "ZImage"
@@ -37,10 +38,6 @@ class ZImage(FigureModel):
     base_models = "Tongyi-MAI/Z-Image"
 
     # -- components ---------------------------------------------------------------------------
-    def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
-        vae = load_component(AutoencoderKL, self.source, "vae", torch_dtype=dtype)
-        self._vae = vae.to(self.device).eval().requires_grad_(False)
-
     def check_transformer(self, config: dict[str, Any]) -> None:
         if config.get("siglip_feat_dim") is not None:
             raise UserError(f"{self.source.name} is Z-Image-Omni, which reads pictures by SigLIP. Train on {self.base_models}.")
@@ -59,17 +56,6 @@ class ZImage(FigureModel):
         self._text_encoder = encoder.model.to(self.device).eval().requires_grad_(False)
 
     # -- figures and prompts in ---------------------------------------------------------------
-    @property
-    def _stride(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def pixel_multiple(self) -> int:
-        return 2 * self._stride  # VAE stride x 2x2 patch
-
-    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
-        return vae.encode(pixels).latent_dist.mode()
-
     def _in_template(self, prompts: Sequence[str]) -> list[str]:
         return [
             self._tokenizer.apply_chat_template(
@@ -103,21 +89,7 @@ class ZImage(FigureModel):
     def text_shape(self) -> tuple[int, int]:
         return self.max_sequence_length, load_component(Qwen3Config, self.source, "text_encoder").hidden_size
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self._stride, width // self._stride
-
     # -- the forward --------------------------------------------------------------------------
-    def normalize(self, latents: Tensor) -> Tensor:
-        config = self.vae.config
-        scaled = (latents.to(self.device, torch.float32) - config.shift_factor) * config.scaling_factor
-        return F.pixel_unshuffle(scaled, 2)  # one position for each token
-
-    @torch.no_grad()
-    def decode(self, normalized: Tensor) -> Tensor:
-        config = self.vae.config
-        latents = F.pixel_shuffle(normalized.float(), 2) / config.scaling_factor + config.shift_factor
-        return self.vae.decode(latents.to(self.vae.dtype)).sample
-
     def velocity(self, noisy: Tensor, sigma: Tensor, text: TextBatch, references: Sequence[Tensor] = ()) -> Tensor:
         assert not references  # `edits` is False
         latents = F.pixel_shuffle(noisy, 2).to(self.weight_dtype).unsqueeze(2)  # a frame axis; it makes its patches itself
@@ -129,9 +101,6 @@ class ZImage(FigureModel):
         return -F.pixel_unshuffle(torch.stack(out).squeeze(2).float(), 2)  # guidance and steps are fp32 in the pipeline
 
     # -- inference ----------------------------------------------------------------------------
-    def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return self.read_once(FlowMatchEulerDiscreteScheduler, "scheduler")
-
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()
         given = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
@@ -157,11 +126,6 @@ class ZImage(FigureModel):
 
     # -- contract -----------------------------------------------------------------------------
     def family_contract(self) -> dict[str, dict[str, Any]]:
-        latents = {
-            "vae": "AutoencoderKL",
-            "latents": "posterior mode, raw (before shift_factor and scaling_factor)",
-            "channels": self.vae.config.latent_channels,
-        }
         text = {
             "text_encoder": "Qwen3ForCausalLM",
             "layers": "last but one",
@@ -170,7 +134,7 @@ class ZImage(FigureModel):
             "max_sequence_length": self.max_sequence_length,
             "width": self.text_shape()[1],
         }
-        return {"latents": latents, "text": text}
+        return {"latents": self.latents_contract(), "text": text}
 
 
 @EMBEDDED.register("z_image_tiny")
