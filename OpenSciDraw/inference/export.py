@@ -121,7 +121,7 @@ def find_trained(target: str, ema: bool = False, config: str | None = None) -> T
 
 def read_adapter(trained: Trained) -> Adapter:
     """Read a run's adapter, or one of another program."""
-    found = read_adapter_file(trained.path, build_model(trained.config))
+    found = read_adapter_file(trained.path, build_model(trained.config, draws_only=True))
     peft = dict(found.stated)
     if peft.get("peft_type") and peft.get("auto_mapping") is None and trained.path.suffix == ".safetensors":
         peft |= {name: 0.0 for name in ("lora_dropout", "module_dropout") if name in peft}  # it would disturb every picture
@@ -221,7 +221,7 @@ def write_weights(
     Raises:
         UserError: the family does not say its names in ComfyUI's file.
     """
-    written, model = [], build_model(trained.config)
+    written, model = [], build_model(trained.config, draws_only=True)
     places = original_places(model, reader.names) if "comfyui" in formats else {}
     if "diffusers" in formats:
         written.append(out / FULL_FOLDER)
@@ -267,7 +267,7 @@ def write_adapter(
         with unfinished(written[-1]) as part:
             save_file({f"transformer.{name}": t.to(dtype).contiguous() for name, t in adapter.layers.items()}, part, metadata)
     if "comfyui" in formats:
-        made = adapter_tensors(build_model(adapter.config), adapter.updates)
+        made = adapter_tensors(build_model(adapter.config, draws_only=True), adapter.updates)
         typed = {name: tensor if name.endswith(".alpha") else tensor.to(dtype) for name, tensor in made.items()}
         written.append(out / f"{_file_stem(adapter.config)}_comfyui.safetensors")
         with unfinished(written[-1]) as part:

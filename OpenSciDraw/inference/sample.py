@@ -85,8 +85,8 @@ def main(arguments: Namespace) -> int:
         trained = find_trained(arguments.run, arguments.ema)
     folder = trained.output_folder("samples")
     if arguments.base is not None:
-        if not trained.is_lora:
-            raise UserError(f"--base is for a run's adapter, and {arguments.run} is none.")
+        if trained.is_base:
+            raise UserError(f"--base is for a run's adapter, and {arguments.run} is a config.")
         trained = replace(trained, config=config_of_adapter(trained.path, trained.config, arguments.base))
         folder = folder / f"on_{base_name(arguments.base)}"
     config = trained.config

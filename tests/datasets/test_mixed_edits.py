@@ -164,5 +164,5 @@ def test_encode_refuses_the_data_set_of_two_folders(tmp_path: Path) -> None:
     config = load_config("configs/tiny/flux2klein_edit.py", [
         "dataset.type='ArXiVParquetDatasetV4'", f"dataset.base_dir={str(tmp_path)!r}", "dataset.edit_parquet_path='edit'",
     ])  # fmt: skip
-    with pytest.raises(UserError, match="reads two folders of rows that are encoded already"):
+    with pytest.raises(UserError, match="reads several folders of rows that are encoded already"):
         encode.main(config)

@@ -199,15 +199,14 @@ def test_a_full_run_draws_what_its_exported_transformer_draws(run, tiny_folder, 
     from PIL import Image
 
     run(model_output_dir=str(tmp_path / "run"), learning_rate=1e-3, validation_prompts=["a red box"], resolution_list=[[64, 64]])
-    (folder,) = export(str(tmp_path / "run"), None, ("diffusers", "comfyui"), None)
+    folder, file = export(str(tmp_path / "run"), None, ("diffusers", "comfyui"), None)
+    assert file.name.endswith("_comfyui.safetensors")
     pipe = Flux2KleinPipeline.from_pretrained(tiny_folder, transformer=Flux2Transformer2DModel.from_pretrained(folder))
     pipe.set_progress_bar_config(disable=True)
     image = pipe(prompt="a red box", width=64, height=64, num_inference_steps=2, guidance_scale=1.0, max_sequence_length=64,
                  generator=torch.Generator("cpu").manual_seed(42)).images[0]  # fmt: skip
     shown = Image.open(tmp_path / "run" / "validation_images" / "step_000004" / "00.png")
     assert np.abs(np.asarray(image).astype(int) - np.asarray(shown).astype(int)).max() <= 1
-    with pytest.raises(UserError, match="--format diffusers"):
-        export(str(tmp_path / "run"), None, ("comfyui",), None)
 
 
 def test_weights_are_found_in_a_run_a_checkpoint_and_a_folder(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
