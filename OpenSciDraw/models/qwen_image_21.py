@@ -15,7 +15,6 @@ from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimen
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
-    ProcessorMixin,
     Qwen2TokenizerFast,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
@@ -25,6 +24,7 @@ from transformers import (
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
+from OpenSciDraw.models.picture_processor import WithoutFilms
 from OpenSciDraw.models.qwen_image import QwenImage
 from OpenSciDraw.models.qwen_image_21_sequence import QwenImage21Transformer2DModel
 from OpenSciDraw.registry import MODELS
@@ -35,14 +35,8 @@ TEMPLATE = HEAD + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PICTURE = "<image{}><|vision_start|><|image_pad|><|vision_end|>"  # one for each, with spaces between, before the prompt
 
 
-class PictureProcessor(Qwen3VLProcessor):
-    """Qwen3-VL's own processor without its part for films, which needs torchvision: the same tokens, and Pillow's pixels."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
-        for kind in ("image", "video"):
-            setattr(self, f"{kind}_token", f"<|{kind}_pad|>")
-            setattr(self, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>"))
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+class PictureProcessor(WithoutFilms, Qwen3VLProcessor):
+    """The pipeline's own, without films."""
 
 
 @MODELS.register("QwenImage21")

@@ -16,7 +16,6 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as releas
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
-    ProcessorMixin,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
     Qwen2VLImageProcessorPil,
@@ -26,6 +25,7 @@ from transformers import (
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel, TextBatch, load_component
 from OpenSciDraw.models.original_names import Place
+from OpenSciDraw.models.picture_processor import WithoutFilms
 from OpenSciDraw.models.qwen_image import QwenImage
 from OpenSciDraw.quiet import warn_once
 from OpenSciDraw.registry import MODELS
@@ -41,14 +41,8 @@ DROPPED = 64
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 
-class PictureProcessor(Qwen2VLProcessor):
-    """The pipeline's own processor without its part for films, which needs torchvision: the same tokens, and Pillow's pixels."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
-        for kind in ("image", "video"):
-            setattr(self, f"{kind}_token", f"<|{kind}_pad|>")
-            setattr(self, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>"))
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+class PictureProcessor(WithoutFilms, Qwen2VLProcessor):
+    """The pipeline's own, without films."""
 
 
 @MODELS.register("QwenImageEdit")
