@@ -7,8 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from OpenSciDraw import __version__
+from OpenSciDraw.bench.options import add_options as add_bench_options
 from OpenSciDraw.errors import UserError, run_command
+from OpenSciDraw.illustrate.options import add_options as add_illustrate_options
 from OpenSciDraw.quiet import start_logging
+from OpenSciDraw.utils.options import count as _count
+from OpenSciDraw.utils.options import share as _share
 
 FORMATS = ("diffusers", "comfyui", "both")
 Command = Callable[[argparse.Namespace], int]
@@ -103,6 +107,15 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 
     _add_evaluate(commands)
     _add_prefer(commands)
+    bench = _command(commands, "bench", _bench, "SciFormaBench: draw, judge, table by difficulty (continues where it stopped)")
+    add_bench_options(bench)
+    _add_drawing(bench, "without one, quoted words are read")
+    _add_overrides(bench, "evaluate.judge_requests=8")
+    meaning = "a paper or a paragraph -> figures, drawn, scored and refined (continues where it stopped)"
+    illustrate = _command(commands, "illustrate", _illustrate, meaning)
+    add_illustrate_options(illustrate)
+    _add_drawing(illustrate, "it scores instead of what is read in the picture")
+    _add_overrides(illustrate, "evaluate.judge_timeout=300")
     report = _command(commands, "report", _report, "one HTML page of a run, or of a folder of runs, that needs no network")
     report.add_argument("run", metavar="RUN", help="folder of a run, or a folder with several")
     report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the folder)")
@@ -213,23 +226,6 @@ def _add_overrides(parser: argparse.ArgumentParser, example: str = "train_batch_
     )
 
 
-def _count(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share: above 0, at most 1")
-    return number
-
-
 # -- the stages --------------------------------------------------------------------------------
 def _config(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.config import load_config
@@ -316,6 +312,18 @@ def _prefer(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.preferences import run as prefer
 
     return prefer.main(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.bench import run as bench
+
+    return bench.main(arguments)
+
+
+def _illustrate(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.illustrate import run as illustrate
+
+    return illustrate.main(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:

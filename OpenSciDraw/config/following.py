@@ -30,7 +30,7 @@ def with_base_path(given: dict[str, Any], output_dir: str) -> dict[str, Any]:
         values["validation_images"] = picture(pictures)
     for name in ("dataset", "encode", "evaluate", "prefer", "reward"):
         if name in values:
-            values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features"))
+            values[name] = moved(values[name], ("base_dir", "figures", "cache_dir", "features", "judge_instructions"))
     return values
 
 

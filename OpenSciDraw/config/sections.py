@@ -181,8 +181,9 @@ class EvaluateConfig(Section):
         "Prompts to draw, with what the pictures are compared with: as encode.figures, or a .jsonl of prompts with sizes.",
     )  # fmt: skip
     metrics: Annotated[list[str], BeforeValidator(tuple_as_list)] = key(
-        ["structure"], "Evaluate", "Registered metrics: structure, edit, text, distribution, held_out, judge."
-    )
+        ["structure"], "Evaluate",
+        "Registered metrics: structure, described, edit, text, distribution, held_out, judge, judge_published.",
+    )  # fmt: skip
     limit: int | None = key(None, "Evaluate", "Only the first ones; None = all.", "figures", ge=1)
     steps: int | None = key(None, "Evaluate", "Steps of a picture; None = num_inference_steps.", "sampling steps", ge=1)
     guidance: float | None = key(None, "Evaluate", "Guidance; None = as in validation.", "factor", ge=0)
@@ -200,6 +201,10 @@ class EvaluateConfig(Section):
     judge_timeout: float = key(120.0, "Evaluate", "judge: longest time of one request.", "s", gt=0)
     judge_retries: int = key(3, "Evaluate", "judge: further tries of a failed request.", "tries", ge=0)
     judge_key_variable: str = key("OPENAI_API_KEY", "Evaluate", "judge: environment variable that holds the access key.")
+    judge_instructions: str | None = key(
+        None, "Evaluate", "judge_published: file with the instructions to the judge (docs/bench.md); None = our own wording."
+    )
+    judge_rounds: int = key(1, "Evaluate", "judge_published: how often each picture is judged; scores are means.", "rounds", ge=1)
 
 
 def is_path(value: object) -> bool:

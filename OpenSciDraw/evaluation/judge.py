@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.evaluation.answers import CACHE, asked
 from OpenSciDraw.evaluation.base import NotScored, PictureMetric, Scores
 from OpenSciDraw.evaluation.rubric import axis_score, parse_answer, rubric_of
 from OpenSciDraw.registry import METRICS
 from OpenSciDraw.utils.endpoint import BadAnswer, Endpoint, picture_url
-from OpenSciDraw.utils.files import parse_json, write_json
 
 if TYPE_CHECKING:
     from OpenSciDraw.config import EvaluateConfig
@@ -60,7 +59,7 @@ class Judge(PictureMetric):
         self.endpoint = Endpoint(
             settings.judge_url, settings.judge_model, settings.judge_key_variable, settings.judge_timeout, settings.judge_retries
         )
-        self.cache = folder / "judge"
+        self.cache = folder / CACHE
 
     def check(self, examples: Sequence[Example]) -> None:
         for example in examples:
@@ -79,18 +78,11 @@ class Judge(PictureMetric):
         if not rubric or picture is None:
             return failed
         messages = self._messages(picture, example, rubric)
-        key = json.dumps([self.identity(), messages], sort_keys=True)
-        file = self.cache / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.json"
         try:
-            weights = parse_answer(_read_cached(file), rubric, directed)
-        except BadAnswer:  # none kept, or a file that someone changed
-            try:
-                answer = self.endpoint.ask(messages, lambda text: parse_answer(text, rubric, directed))
-            except BadAnswer as error:
-                raise NotScored(f"judge: {error}", failed) from error
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"id": example.id, **answer})
-            weights = parse_answer(answer["text"], rubric, directed)
+            parse = lambda text: parse_answer(text, rubric, directed)  # noqa: E731
+            weights = asked(self.endpoint, self.cache, messages, parse, self.identity(), {"id": example.id})
+        except BadAnswer as error:
+            raise NotScored(f"judge: {error}", failed) from error
         return {axis: (axis_score(weights[axis], len(items)), 1.0) for axis, items in rubric.items()}
 
     def _messages(self, picture: Image.Image, example: Example, rubric: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -104,13 +96,3 @@ class Judge(PictureMetric):
             {"type": "image_url", "image_url": {"url": picture_url(picture, _MOST_SIDE)}},
         ]
         return [{"role": "system", "content": _INSTRUCTION.format(direction=direction)}, {"role": "user", "content": content}]
-
-
-def _read_cached(file: Path) -> str:
-    """The kept answer's text; "" where there is none."""
-    try:
-        answer = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    text = answer.get("text") if isinstance(answer, dict) else None
-    return text if isinstance(text, str) else ""

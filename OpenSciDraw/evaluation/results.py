@@ -33,9 +33,11 @@ def digest(value: Any) -> str:
 
 
 def digest_of(example: Example) -> str:
-    """What makes an example the same one: another prompt, size, truth or rubric under its id is another example."""
+    """What makes an example the same one: another prompt, size, truth, rubric or reference file is another example."""
     edit = [[[source.id, source.size_bytes] for source in example.sources], example.edit_boxes] if example.sources else []
-    return digest([example.prompt, example.width, example.height, example.truth, example.rubric, *edit])
+    file = example.reference
+    compared = [file.name, file.stat().st_size] if isinstance(file, Path) else []
+    return digest([example.prompt, example.width, example.height, example.truth, example.rubric, *edit, *compared])
 
 
 @dataclass(frozen=True)

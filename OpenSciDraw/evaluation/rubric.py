@@ -89,6 +89,32 @@ def axis_score(weights: Sequence[float], items: int) -> float:
     return max(0.0, 1.0 - sum(weights) / min(max(items, 1), MOST_ITEMS))
 
 
+def answer_object(text: str) -> dict[str, Any]:
+    """The one JSON object of an answer; a code fence around it is allowed.
+
+    Raises:
+        BadAnswer: something else.
+    """
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
+    try:
+        answer = parse_json(fenced[1] if fenced else text)
+    except ValueError as error:
+        raise BadAnswer(f"the answer is not JSON: {text[:120]!r}") from error
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"the answer is no object: {text[:120]!r}")
+    return answer
+
+
+def reasons(text: str) -> list[str]:
+    """What an answer says of the errors, in words; [] for what is no answer."""
+    try:
+        errors = [error for value in answer_object(text).values() if isinstance(value, list) for error in value]
+    except BadAnswer:
+        return []
+    said = [error.get("reason", error.get("d")) for error in errors if isinstance(error, dict)]
+    return [text.strip() for text in said if isinstance(text, str) and text.strip()]
+
+
 def parse_answer(text: str, rubric: Mapping[str, Sequence[str]], directed: bool = True) -> dict[str, list[float]]:
     """A judge's answer -> the weights of the errors of each axis of the rubric.
 
@@ -98,13 +124,7 @@ def parse_answer(text: str, rubric: Mapping[str, Sequence[str]], directed: bool 
         BadAnswer: not the one JSON object that was asked for (a code fence around it is allowed), an axis missing, an
             unknown severity or an item that the checklist does not have.
     """
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
-    try:
-        answer = parse_json(fenced[1] if fenced else text)
-    except ValueError as error:
-        raise BadAnswer(f"the answer is not JSON: {text[:120]!r}") from error
-    if not isinstance(answer, dict):
-        raise BadAnswer(f"the answer is no object: {text[:120]!r}")
+    answer = answer_object(text)
     found: dict[str, list[float]] = {}
     for axis, items in rubric.items():
         errors = answer.get(axis)

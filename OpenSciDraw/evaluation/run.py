@@ -90,7 +90,7 @@ def settings_of(config: Config | None, given: dict[str, Any], overrides: Sequenc
                 raise UserError(f"--cfg_options {text}: pictures have no config; only {_SECTION}KEY=VALUE is possible here.")
             values[name.removeprefix(_SECTION)] = parse_value(raw)
     values |= given
-    if given.get("judge_url") and "judge" not in (metrics := values.get("metrics", [])):
+    if given.get("judge_url") and not {"judge", "judge_published"} & set(metrics := values.get("metrics", [])):
         values["metrics"] = [*metrics, "judge"]
     try:
         return EvaluateConfig(**values)

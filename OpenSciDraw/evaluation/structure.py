@@ -87,11 +87,11 @@ def score_structure(picture: Image.Image | None, example: Any) -> Scores:
     parts = [part for part in truth["components"] if part["shape"] != "container"]
     found = [] if read is None else read.components
     pairs = pair_parts(parts, found, side)
-    scores |= _score_parts(parts, found, pairs)
+    scores |= score_parts(parts, found, pairs)
     if plot == "bar":
         return scores | _score_order(parts, found, pairs, truth["plot"]) | _score_ticks(read, truth, side)
     if truth["kind"] != "network":
-        scores |= _score_arrows(truth, parts, read, pairs)
+        scores |= score_arrows(truth, parts, read, pairs)
     return scores
 
 
@@ -126,7 +126,8 @@ def pair_parts(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent], 
     return pairs
 
 
-def _score_parts(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent], pairs: dict[int, int]) -> Scores:
+def score_parts(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent], pairs: dict[int, int]) -> Scores:
+    """What `parts` (with shape, color, label) and the components that were read have in common; `pairs` as of `pair_parts`."""
     couples = [(part, found[pairs[i]] if i in pairs else None) for i, part in enumerate(parts)]
     count = float(len(parts))
     scores: Scores = {"components": (float(len(pairs)), float(max(len(parts), len(found))))}
@@ -140,9 +141,10 @@ def _score_parts(parts: Sequence[dict[str, Any]], found: Sequence[ReadComponent]
     return scores
 
 
-def _score_arrows(
+def score_arrows(
     truth: dict[str, Any], parts: Sequence[dict[str, Any]], read: ReadFigure | None, pairs: dict[int, int]
 ) -> Scores:
+    """The arrows of `truth` against those that were read between the paired parts."""
     known = {part["id"] for part in parts}
     true_arrows = [a for a in truth["arrows"] if a["source"] in known and a["target"] in known]
     wanted = {arrow_key(a["source"], a["target"], a["directed"]) for a in true_arrows}

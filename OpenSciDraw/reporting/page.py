@@ -80,7 +80,7 @@ def side_by_side(rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
     return f'<ul class="cards">{"".join(cards)}</ul>'
 
 
-def document(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+def document(title: str, lead: str, sections: Sequence[tuple[str, str]], made_by: str = "scienceflow report") -> str:
     """A whole page. `sections`: (heading, HTML); empty ones are left out."""
     kept = [(f"s{at}", heading, html) for at, (heading, html) in enumerate(sections) if html]
     links = "".join(f'<li><a href="#{key}">{escape(heading)}</a></li>' for key, heading, _ in kept)
@@ -99,7 +99,7 @@ def document(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
         "style-src-attr 'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head><body>'
         f'<header><h1>{escape(title)}</h1>{lead}<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>'
-        "<footer>Made by <code>scienceflow report</code>. This file needs no network.</footer>"
+        f"<footer>Made by {code(made_by)}. This file needs no network.</footer>"
         '<dialog aria-label="Enlarged picture"><img src="data:," alt=""><p></p><button type="button">Close</button></dialog>'
         f"<script>{script}</script></body></html>\n"
     )
