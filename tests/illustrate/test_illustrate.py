@@ -53,7 +53,7 @@ def paper(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    values = merged(BASE, evaluate={"judge_requests": 1}, model_output_dir=str(tmp_path / "run"), encode={"resolution": 64},
+    values = merged(BASE, evaluate={"judge_requests": 1}, model_output_dir=str(tmp_path / "run"), encode={"resolution": 128},
                     validation_prompts=["A style of ours."],
                     dataset={"type": "ArXiVParquetDatasetV2", "base_dir": str(tmp_path)})  # fmt: skip
     return write_config(tmp_path / "config.py", values)
