@@ -42,9 +42,9 @@ def _subject(subject: Mapping[str, Any], folder: Path, pictures: page.Pictures) 
 def _about(candidate: Mapping[str, Any]) -> str:
     score = "not scored" if candidate["score"] is None else f"score {candidate['score']:.2f}"
     kept = ", kept" if candidate["kept"] else ""
-    what = f"description by {candidate['by']}"
+    what = f"Description: {candidate['by']}"
     if candidate["instruction"] is not None:
-        what = f"edit of {candidate['edited']}: {candidate['instruction']}"
+        what = f"Edit of {candidate['edited']}: {candidate['instruction']}"
     elif candidate["round"]:
         what += f", round {candidate['round']}"
     found = candidate["pictures"][0]["findings"]
