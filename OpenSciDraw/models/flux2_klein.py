@@ -34,7 +34,7 @@ class Flux2Klein(FigureModel):
     block_layers = (
         "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
     )
-    edits = True
+    edits = routes_tokens = True
     text_layers: ClassVar[tuple[int, ...]] = TEXT_LAYERS
     base_models = "black-forest-labs/FLUX.2-klein-base-9B or black-forest-labs/FLUX.2-klein-base-4B"
 
@@ -158,6 +158,10 @@ class Flux2Klein(FigureModel):
             return_dict=False,
         )[0]
         return out[:, : height * width].transpose(1, 2).reshape(batch, -1, height, width)
+
+    def of_tokens(self, arguments: dict[str, Any], kept: Tensor, text: int) -> dict[str, Any]:
+        places = torch.cat([torch.arange(text, device=kept.device), kept + text])  # of text and picture in one table
+        return {**arguments, "image_rotary_emb": tuple(table[places] for table in arguments["image_rotary_emb"])}
 
     # -- inference ----------------------------------------------------------------------------
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:

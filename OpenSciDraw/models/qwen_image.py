@@ -48,6 +48,7 @@ class QwenImage(FigureModel):
         "img_mlp.net.2,txt_mlp.net.0.proj,txt_mlp.net.2"
     )
     pipeline_text_limit = 1024
+    routes_tokens = True
 
     # -- components ---------------------------------------------------------------------------
     def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
@@ -143,6 +144,12 @@ class QwenImage(FigureModel):
             return_dict=False,
         )[0]
         return out.transpose(1, 2).unflatten(2, (height, width))
+
+    def of_tokens(self, arguments: dict[str, Any], kept: Tensor, text: int) -> dict[str, Any]:
+        image, of_text = arguments["image_rotary_emb"]
+        index = arguments.get("modulate_index")  # (B, image tokens): which are of the picture that is edited
+        index = None if index is None else index[:, kept]
+        return {**arguments, "image_rotary_emb": (image[kept], of_text), "modulate_index": index}
 
     # -- inference ----------------------------------------------------------------------------
     def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:

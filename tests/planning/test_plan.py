@@ -16,7 +16,8 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, TextBatch, build_model
 from OpenSciDraw.planning.plan import make_plan, plan_with_changes
-from OpenSciDraw.planning.step_cost import count_flops, norms_as_on_a_gpu, planned_model, shapes, step_cost
+from OpenSciDraw.planning.shapes import shapes
+from OpenSciDraw.planning.step_cost import count_flops, norms_as_on_a_gpu, planned_model, step_cost
 from OpenSciDraw.training.memory.activations import ActivationBudget, measure_saved_bytes
 from OpenSciDraw.training.optimizers.choice import build_optimizer
 from OpenSciDraw.weights import trainable
@@ -138,7 +139,8 @@ def test_sharding_divides_and_batches_multiply(tiny_folder: Path) -> None:
 
 
 def test_the_stores_own_sizes_are_planned(store_config) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.planning.step_cost import planned_model, shapes
+    from OpenSciDraw.planning.shapes import shapes
+    from OpenSciDraw.planning.step_cost import planned_model
 
     config = Config.model_validate(store_config)
     with planned_model(config) as (model, _):
