@@ -68,6 +68,9 @@ class PreferConfig(Section):
     )
     limit: int | None = key(None, "Prefer", "Only the first prompts; None = all.", "prompts", ge=1)
     pictures: int = key(8, "Prefer", "Pictures of each prompt, each from noise of its own.", "pictures", ge=2)
+    include_figure: bool = key(
+        False, "Prefer", "The last picture of each prompt is the data's own figure, not drawn: a winner where all drawn ones fail."
+    )
     axes: PreferAxes = key(PreferAxes, "Prefer", "dict(component=..., arrow=..., text=...): the score of each axis.")
     min_reward: float = key(0.70, "Prefer", "Least reward of a winner; the reward is the mean of the axes' scores.", "reward")
     min_gap: float = key(

@@ -146,7 +146,7 @@ ROUTED = {"share": 0.5, "first_block": 1, "last_block": -1}
 @pytest.mark.slow  # eight runs of a few blocks
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_plan_is_that_of_a_real_step(recompute: bool, store_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
-    """FLOPs within 3 % (and far fewer than without); kept bytes within 3 %, or 15 % where inputs of a few blocks are counted whole."""
+    """FLOPs within 3 % (and fewer than without); kept bytes within 3 %, or 15 % where inputs of a few blocks are counted whole."""
     values = merged(
         store_config, model_output_dir=str(tmp_path), train_batch_size=1, gradient_checkpointing=recompute, token_routing=ROUTED
     )
