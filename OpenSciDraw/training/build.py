@@ -306,6 +306,5 @@ class Run:
         saved = {name: p.detach().clone() for name, p in self.parameters.items()} if self.resume_from else {}
         made = zero.ZeroOptimizer(self.model.transformer, self.parameters, optimizer, self.config, self.zero)
         self.model.transformer = made.engine
-        if saved:
-            zero.set_masters(self.parameters, saved)
+        zero.set_masters(self.parameters, saved)
         return made
