@@ -127,6 +127,7 @@ def test_it_ends_in_a_store_that_training_reads_and_a_second_run_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()} == before and len(Bands.asked) == 9
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_shared_by_processes_it_gives_the_same_bytes(config: Path, tmp_path: Path) -> None:
     assert prefer(config, tmp_path / "whole") == 0
     whole = contents(tmp_path / "whole")
