@@ -7,18 +7,20 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from OpenSciDraw.captions.answers import Answers
 from OpenSciDraw.captions.asking import Outcome
 from OpenSciDraw.captions.prompts import caption_in
 from OpenSciDraw.captions.styles import Style
 from OpenSciDraw.figures.decode import RejectedFigure
-from OpenSciDraw.figures.refs import FigureRef, FileRef
+from OpenSciDraw.figures.refs import FigureRef, FileRef, load_figure
 from OpenSciDraw.figures.tables import ID_COLUMN
 from OpenSciDraw.utils.files import sync_to_disk, unfinished
 
@@ -68,16 +70,20 @@ def _row(figure: Captioned) -> dict[str, Any]:
     return row
 
 
-def write_list(figures: Iterator[Captioned], folder: Path, pictures_inside: bool) -> Counter[str]:
+def write_list(figures: Iterator[Captioned], folder: Path, pictures_inside: bool, has_masks: bool) -> Counter[str]:
     """Write captions.jsonl, which names pictures by their paths, or Parquet files with the pictures in them.
 
+    `has_masks`: any of the figures has one. In Parquet the others then get a white one, as its column holds one for each.
     What an earlier list of `folder` had and this one has not is removed. Returns how many of its figures have a mask and a
     weight, which the reader must ask for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     needs: Counter[str] = Counter()
     before = {path.name for path in [*folder.glob("*.parquet"), folder / LIST] if path.is_file()}
-    written = _write_parquet(figures, folder, needs) if pictures_inside else {_write_lines(figures, folder / LIST, needs)}
+    if pictures_inside:
+        written = _write_parquet(figures, folder, needs, has_masks)
+    else:
+        written = {_write_lines(figures, folder / LIST, needs)}
     for name in before - written:
         (folder / name).unlink()
     return needs
@@ -101,7 +107,14 @@ def _write_lines(figures: Iterator[Captioned], file: Path, needs: Counter[str]) 
     return file.name
 
 
-def _write_parquet(figures: Iterator[Captioned], folder: Path, needs: Counter[str]) -> set[str]:
+def _white(file: bytes) -> bytes:
+    """The mask of a figure that counts everywhere. Raises RejectedFigure."""
+    png = BytesIO()
+    Image.new("L", load_figure(file, min_side=1, max_aspect_ratio=float("inf")).size, 255).save(png, "PNG")
+    return png.getvalue()
+
+
+def _write_parquet(figures: Iterator[Captioned], folder: Path, needs: Counter[str], has_masks: bool) -> set[str]:
     written: set[str] = set()
     rows: list[dict[str, Any]] = []
 
@@ -118,12 +131,12 @@ def _write_parquet(figures: Iterator[Captioned], folder: Path, needs: Counter[st
     for figure in figures:
         try:
             row = {**_row(figure), "image": figure.ref.read()}
-            if figure.ref.mask is not None:
-                row["mask"] = figure.ref.mask.read()
+            if has_masks:
+                row["mask"] = _white(row["image"]) if figure.ref.mask is None else figure.ref.mask.read()
         except RejectedFigure:  # it was read to be asked about; who took it away since then finds it missing
             needs["unreadable"] += 1
             continue
-        needs.update(name for name in ("mask", "weight") if name in row)
+        needs.update(["mask"] * (figure.ref.mask is not None) + ["weight"] * ("weight" in row))
         rows.append(row)
         if len(rows) == _ROWS:
             write()

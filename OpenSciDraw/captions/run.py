@@ -143,11 +143,12 @@ class _Finish:
         write_rejected(self.folder / REJECTED, rejections)
         _write_lines(self.folder / FAILURES, [vars(failure) for failure in self.outcome.failures])
         inside = pictures_inside or not pictures_are_files(self.refs)
-        needs = write_list(self._figures(), self.folder / FIGURES, inside)
+        has_masks = any(ref.mask is not None for ref in self.refs)
+        needs = write_list(self._figures(), self.folder / FIGURES, inside, has_masks)
         if self.lengths is not None:
             _write_lines(self.folder / TOO_LONG, self.too_long)
         counts = self._counts(rejections)
-        tables = [(heading, [[heading, "count"], *([name, str(count)] for name, count in rows.items())])
+        tables = [(heading.capitalize(), [["", "count"], *([name, str(count)] for name, count in rows.items())])
                   for heading, rows in counts.items() if rows]  # fmt: skip
         write_sheet(tables, self.shown, self.count, self.outcome.failures, self.refs, self.folder / SHEET)
         settings = {"model": who, "styles": {style.name: style.weight for style in self.styles}}

@@ -23,6 +23,7 @@ figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow:
 figure img { display: block; width: 100%; height: 150px; object-fit: contain; background: #fff; }
 figcaption { padding: 8px 10px; font-size: 12.5px; overflow-wrap: anywhere; }
 figcaption b { display: block; font-size: 11.5px; opacity: .75; font-weight: 600; }
+figcaption b:not(:first-child) { margin-top: 7px; }
 details summary { cursor: pointer; }
 .tables { display: flex; flex-wrap: wrap; gap: 10px 48px; align-items: flex-start; font-size: 13.5px; }
 caption { text-align: left; font-weight: 600; padding: 6px 0; }
