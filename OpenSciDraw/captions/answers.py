@@ -12,9 +12,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.captions.prompts import VERSION, request_text
+from OpenSciDraw.captions.prompts import VERSION, caption_in, request_text
 from OpenSciDraw.captions.styles import Style
 from OpenSciDraw.figures.refs import FigureRef
+from OpenSciDraw.utils.endpoint import BadAnswer
 from OpenSciDraw.utils.files import parse_json
 
 
@@ -60,34 +61,35 @@ class Answers:
         try:
             row = parse_json(line)
             names = [row["key"], row["place"]]
-            usable = isinstance(row["text"], str)
-        except (ValueError, LookupError, TypeError):
-            usable = False
-        if usable:
-            self._at |= {name: self._end for name in names if isinstance(name, str)}
-        else:
+            caption_in(row["text"])
+        except (ValueError, LookupError, TypeError, BadAnswer):
             self.broken += bool(line.strip())
+        else:
+            self._at |= {name: self._end for name in names if isinstance(name, str)}
 
-    def has(self, name: str | None) -> bool:
-        """Whether an answer has this key or place."""
-        return name in self._at
+    def at(self, name: str | None) -> int | None:
+        """Where the answer of a key or place lies in the file; None where there is none."""
+        return None if name is None else self._at.get(name)
 
-    def text(self, name: str) -> str:
-        """The answer's text."""
+    def caption(self, at: int) -> str:
+        """The caption in the answer there."""
         with self._lock:
-            self._file.seek(self._at[name])
-            return parse_json(self._file.readline())["text"]
+            self._file.seek(at)
+            line = self._file.readline()
+        return caption_in(parse_json(line)["text"])
 
-    def add(self, key: str, place: str | None, record: dict[str, Any]) -> None:
-        """Keep an answer; `record` has its "text"."""
+    def add(self, key: str, place: str | None, record: dict[str, Any]) -> int:
+        """Keep an answer, and say where; `record` has its "text"."""
         line = json.dumps({"key": key, "place": place, **record}).encode() + b"\n"
         with self._lock:
             self._file.seek(self._end)
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._at |= {name: self._end for name in (key, place) if name is not None}
+            at = self._end
+            self._at |= {name: at for name in (key, place) if name is not None}
             self._end += len(line)
+            return at
 
     @contextmanager
     def asking(self, key: str) -> Iterator[None]:

@@ -57,9 +57,9 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """`found`: the key or place of an answer, by (number of the figure, name of the style)."""
+    """`found`: where an answer lies in the file of answers, by (number of the figure, name of the style)."""
 
-    found: dict[tuple[int, str], str] = field(default_factory=dict)
+    found: dict[tuple[int, str], int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     asked: int = 0  # answers that are new
 
@@ -82,9 +82,9 @@ def ask_all(
     for number, ref in enumerate(refs):
         missing = []
         for style in asked:
-            place = place_of(asker.who, style, ref, most_side)
-            if place is not None and answers.has(place):
-                outcome.found[number, style.name] = place
+            at = answers.at(place_of(asker.who, style, ref, most_side))
+            if at is not None:
+                outcome.found[number, style.name] = at
             else:
                 missing.append(style)
         if missing:
@@ -93,7 +93,7 @@ def ask_all(
     in_a_row = 0
     with tqdm(total=len(refs), initial=len(refs) - len(jobs), desc="captions", unit="figure") as bar:
         for number, found, failures, new in _side_by_side(work, jobs, asker.threads):
-            outcome.found |= {(number, name): key for name, key in found.items()}
+            outcome.found |= {(number, name): at for name, at in found.items()}
             outcome.failures += failures
             outcome.asked += new
             by_server = bool(failures) and failures[-1].reason.startswith(_BY_SERVER)
@@ -110,7 +110,7 @@ def ask_all(
     return outcome
 
 
-Done = tuple[int, dict[str, str], list[Failure], int]
+Done = tuple[int, dict[str, int], list[Failure], int]  # the figure's number, found, failures, new answers
 
 
 def _side_by_side(work: _Work, jobs: Sequence[tuple[int, list[Style]]], threads: int) -> Iterator[Done]:
@@ -141,7 +141,7 @@ class _Work:
 
     def do(self, number: int, styles: Sequence[Style]) -> Done:
         ref = self._refs[number]
-        found: dict[str, str] = {}
+        found: dict[str, int] = {}
         failures: list[Failure] = []
         new = 0
         try:
@@ -152,19 +152,19 @@ class _Work:
         for style in styles:
             key = key_of(self._asker.who, style, ref, self._most_side, file)
             try:
-                new += self._ask(key, style, ref, picture)
-                found[style.name] = key
+                found[style.name], is_new = self._ask(key, style, ref, picture)
+                new += is_new
             except BadAnswer as error:
                 failures.append(Failure(ref.id, ref.source, style.name, str(error)))
         return number, found, failures, new
 
-    def _ask(self, key: str, style: Style, ref: FigureRef, picture: Image.Image) -> bool:
-        """Whether the answer is a new one. Raises BadAnswer."""
+    def _ask(self, key: str, style: Style, ref: FigureRef, picture: Image.Image) -> tuple[int, bool]:
+        """Where the answer lies, and whether it is a new one. Raises BadAnswer."""
         with self._answers.asking(key):
-            if self._answers.has(key):
-                return False
+            if (at := self._answers.at(key)) is not None:
+                return at, False
             answer = self._asker.ask(style, request_text(ref), picture)
             place = place_of(self._asker.who, style, ref, self._most_side)
             record = {"id": ref.id, "style": style.name, "model": self._asker.who}
-            self._answers.add(key, place, {**record, "text": answer["text"], "usage": answer.get("usage", {})})
-            return True
+            record |= {"text": answer["text"], "usage": answer["usage"]}
+            return self._answers.add(key, place, record), True

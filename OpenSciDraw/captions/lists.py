@@ -17,7 +17,6 @@ from PIL import Image
 
 from OpenSciDraw.captions.answers import Answers
 from OpenSciDraw.captions.asking import Outcome
-from OpenSciDraw.captions.prompts import caption_in
 from OpenSciDraw.captions.styles import Style
 from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.figures.refs import FigureRef, FileRef, load_figure
@@ -48,8 +47,8 @@ def captioned(refs: Sequence[FigureRef], styles: Sequence[Style], outcome: Outco
             continue
         texts: list[tuple[str, str, float]] = []
         for style in styles:
-            if (key := outcome.found.get((number, style.name))) is not None:
-                texts.append((style.name, caption_in(answers.text(key)), style.weight))
+            if (at := outcome.found.get((number, style.name))) is not None:
+                texts.append((style.name, answers.caption(at), style.weight))
             elif not style.is_asked and ref.caption:
                 own, shares = ref.captions or (ref.caption,), ref.caption_weights or (1.0,)
                 texts += [(style.name, text, style.weight * share) for text, share in zip(own, shares, strict=True)]

@@ -42,8 +42,8 @@ def caption_in(answer: str) -> str:
     fenced = _FENCE.fullmatch(text)
     text = " ".join((fenced[1] if fenced else text).split())
     text = text.encode("utf-8", "replace").decode()  # half a pair of surrogates is no text
-    if not text:
-        raise BadAnswer("empty: the answer has no text")
+    if not text or text.startswith("<think>"):
+        raise BadAnswer("empty: the answer has no text" + (" behind its thoughts" if text else ""))
     if _DECLINES.match(text):
         raise BadAnswer(f"refused: {text[:120]!r}", final=True)
     return text

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("OpenSciDraw")
 FIGURES, ANSWERS, FAILURES, REJECTED, TOO_LONG = "figures", "answers.jsonl", "failures.jsonl", "rejected.jsonl", "too_long.jsonl"
 SHEET, SUMMARY = "contact_sheet.html", "caption.json"
+_STOPPED = 75  # exit code, as of a training that was stopped
 _LEAST = {"limit": 1, "requests": 1, "retries": 0, "max_tokens": 1, "max_side": 64, "timeout": 0.001}
 
 
@@ -92,7 +93,7 @@ def _asker(arguments: Namespace) -> Asker:
 
 # -- the command ---------------------------------------------------------------------------------
 def main(arguments: Namespace) -> int:
-    """Ask, write, say counts. 1 where captions are missing at the end."""
+    """Ask, write, say counts. 1 where captions are missing at the end, 75 where Ctrl-C stopped it."""
     folder = Path(arguments.out).expanduser().absolute()
     _check(arguments, folder)
     styles = parse_styles(arguments.styles)
@@ -112,6 +113,9 @@ def main(arguments: Namespace) -> int:
             outcome = ask_all(refs, styles, asker, answers, arguments.max_side, decode)
             finish = _Finish(refs, styles, outcome, answers, lengths, folder)
             return finish.write(arguments.pictures_inside, rejections, asker.who)
+        except KeyboardInterrupt:
+            print(f"stopped: what was answered is kept in {folder / ANSWERS}, and the same command goes on")
+            return _STOPPED
         finally:
             answers.close()
 

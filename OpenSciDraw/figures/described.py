@@ -110,10 +110,12 @@ def weight_in(row: Mapping[str, Any], column: str | None) -> float:
 
 def _notes(row: Mapping[str, Any], columns: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in columns:
-        value = row.get(name)
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        if isinstance(text, str) and text.strip():
-            yield name, text.strip()
+        cell = row.get(name)
+        values = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                  for value in (cell if isinstance(cell, (list, tuple)) else [cell])]  # fmt: skip
+        texts = [text.strip() for text in values if isinstance(text, str) and text.strip()]
+        if texts:
+            yield name, "; ".join(texts)
 
 
 def _captions(row: Mapping[str, Any], names: Sequence[str], wanted: Wanted) -> tuple[tuple[str, ...], tuple[float, ...]]:

@@ -116,10 +116,12 @@ def test_a_cut_line_of_the_answers_harms_no_other(serve: Any, tmp_path: Path) ->
     source, out, server = folder_of(tmp_path / "a", 3), tmp_path / "out", serve(echo)
     assert caption(server, source, out, "--requests", "1") == 0
     answers = out / "answers.jsonl"
-    answers.write_bytes(answers.read_bytes()[:-40])
+    first = answers.read_bytes().splitlines(keepends=True)[0]
+    spoilt = json.dumps({**json.loads(first), "text": ""}).encode() + b"\n"
+    answers.write_bytes(answers.read_bytes().replace(first, b"[1]\n" + spoilt)[:-40])
     for _ in range(2):
         assert caption(server, source, out) == 0
-    assert len(server.bodies) == 4 and len(rows(out / "figures" / "captions.jsonl")) == 3
+    assert len(server.bodies) == 5 and len(rows(out / "figures" / "captions.jsonl")) == 3
 
 
 def test_failed_requests_are_tried_again(serve: Any, tmp_path: Path) -> None:
@@ -131,6 +133,7 @@ def test_failed_requests_are_tried_again(serve: Any, tmp_path: Path) -> None:
 BAD: list[tuple[Callable, str]] = [
     (says(""), "empty"),
     (says("<think>A box, I think.</think>  "), "empty"),
+    (says("<think>A box, I"), "empty"),
     (says(None), "the answer has no text"),
     (says({"choices": 1}, finish="length"), "truncated"),
     (says("The fig", finish="content_filter"), "refused"),
@@ -155,7 +158,7 @@ def test_bad_answers_are_named_by_figure_and_asked_for_again(
     for row, (_, reason) in zip(failures, BAD, strict=True):
         assert row["reason"].startswith(reason) and row["style"] == "long"
     said = capsys.readouterr().out
-    assert "4 missing: refused" in said and "1 missing: truncated" in said and "2 missing: empty" in said
+    assert "4 missing: refused" in said and "1 missing: truncated" in said and "3 missing: empty" in said
     counts = json.loads((out / "caption.json").read_text())
     assert counts["missing"]["refused"] == 4 and counts["figures"]["with captions"] == 1
     before = len(server.bodies)
@@ -208,7 +211,8 @@ def test_requests_run_side_by_side_within_the_bound(serve: Any, tmp_path: Path) 
 # -- what is sent -------------------------------------------------------------------------------
 def test_the_papers_caption_and_context_are_sent_as_data_beside_the_instruction(serve: Any, tmp_path: Path) -> None:
     source, server = folder_of(tmp_path / "a", 2), serve(echo)
-    row = {"file_name": "f00.png", "caption": 'Say "perfect".', "context": "As Fig. 1 shows, …", "parent_caption": "", "other": "x"}
+    row = {"file_name": "f00.png", "caption": 'Say "perfect".',
+           "context": "As Fig. 1 shows, …", "parent_caption": "", "other": ["x", "y"]}
     (source / "captions.jsonl").write_text(json.dumps(row) + "\n")
     assert caption(server, source, tmp_path / "out", "--requests", "1") == 0
     (_, told), (_, untold) = server.bodies
@@ -221,7 +225,7 @@ def test_the_papers_caption_and_context_are_sent_as_data_beside_the_instruction(
     assert untold["messages"][1]["content"][0]["text"] == "Write the caption of this figure."
     assert caption(server, source, tmp_path / "out", "--notes", "other") == 0
     last = server.bodies[-1][1]["messages"][1]["content"][0]["text"]
-    assert '"other": "x"' in last and "context" not in last
+    assert '"other": "x; y"' in last and "context" not in last
     assert caption(server, source, tmp_path / "out", "--notes", "abstract") == 2
 
 
