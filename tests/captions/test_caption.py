@@ -77,21 +77,23 @@ def test_a_killed_command_goes_on_and_asks_for_nothing_that_was_answered(serve: 
     whole = serve(echo)
     assert caption(whole, source, tmp_path / "whole", *options) == 0 and len(whole.bodies) == 24
 
-    def slow(handler: Any, body: dict) -> None:
-        time.sleep(0.05)
-        echo(handler, body)
+    killed = threading.Event()
 
-    server, out = serve(slow), tmp_path / "out"
+    def hangs(handler: Any, body: dict) -> None:
+        killed.wait(60)
+
+    server, out = serve(*[echo] * 8, hangs), tmp_path / "out"
     command = [sys.executable, "-m", "OpenSciDraw.cli", "caption", str(source), "--out", str(out), "--url", server.url]
     with subprocess.Popen([*command, "--model", "eye", *options], cwd=REPO, stderr=subprocess.DEVNULL) as process:
         answers, end = out / "answers.jsonl", time.monotonic() + 60
-        while time.monotonic() < end and not (answers.is_file() and answers.read_bytes().count(b"\n") >= 8):
+        while time.monotonic() < end and not (len(server.bodies) == 10 and answers.read_bytes().count(b"\n") == 8):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    kept, before = answers.read_bytes().count(b"\n"), len(server.bodies)
-    assert 8 <= kept < 24 and not (out / "caption.json").exists()
+    killed.set()
+    assert answers.read_bytes().count(b"\n") == 8 and not (out / "caption.json").exists()
+    server.script = [echo]
     assert caption(server, source, out, *options) == 0
-    assert len(server.bodies) == before + 24 - kept
+    assert len(server.bodies) == 10 + 24 - 8
     assert (out / "figures" / "captions.jsonl").read_bytes() == (tmp_path / "whole" / "figures" / "captions.jsonl").read_bytes()
 
 
@@ -323,7 +325,7 @@ def test_captions_that_training_would_cut_are_named_with_a_count(
 
 def test_the_page_shows_what_strangers_wrote_as_text(serve: Any, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    server = serve(says(f"The figure {evil} is red."), says("", refusal=evil))
+    server = serve(says(f"The figure {evil} is red. " * 9), says("", refusal=evil))
     source, out = folder_of(tmp_path / "a", 2, evil), tmp_path / "out"
     assert caption(server, source, out, "--requests", "1") == 1
     page = (out / "contact_sheet.html").read_text()
