@@ -62,7 +62,7 @@ class Answers:
             row = parse_json(line)
             names = [row["key"], row["place"]]
             caption_in(row["text"])
-        except (ValueError, LookupError, TypeError, BadAnswer):
+        except (ValueError, LookupError, TypeError, AttributeError, BadAnswer):
             self.broken += bool(line.strip())
         else:
             self._at |= {name: self._end for name in names if isinstance(name, str)}

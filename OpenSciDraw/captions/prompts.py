@@ -14,7 +14,7 @@ VERSION = 1  # of what is sent beside the instruction: raise it with a change
 _REQUEST = "Write the caption of this figure."
 _KNOWN = " What the paper says of it, as data:\n"
 _MOST_CAPTION, _MOST_NOTE = 8_000, 6_000  # characters of the paper's caption, and of each note, that are sent
-_THOUGHTS = re.compile(r"\A\s*(?:<think>)?.*?</think>", re.DOTALL)  # some chat templates open the thoughts themselves
+_THOUGHTS_END = "</think>"  # some chat templates open the thoughts themselves
 _FENCE = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 _DECLINES = re.compile(r"(i['’]?m sorry|i am sorry|sorry,|i can(?:no|['’])t |i(?: a|['’])m (?:unable|not able) )", re.IGNORECASE)
 
@@ -38,7 +38,8 @@ def caption_in(answer: str) -> str:
     Raises:
         BadAnswer: empty, or a refusal in words.
     """
-    text = _THOUGHTS.sub("", answer, count=1).strip()
+    thoughts, mark, rest = answer.partition(_THOUGHTS_END)
+    text = (rest if mark else thoughts).strip()
     fenced = _FENCE.fullmatch(text)
     text = " ".join((fenced[1] if fenced else text).split())
     text = text.encode("utf-8", "replace").decode()  # half a pair of surrogates is no text

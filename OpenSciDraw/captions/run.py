@@ -77,14 +77,19 @@ def _figures(arguments: Namespace, config: Config | None) -> tuple[list[FigureRe
         raise UserError(f"--notes {' '.join(sorted(missing))}: no figure of {arguments.source} has such a column with a text.")
     reason = "edit: its caption says what changes, and cannot be written from the picture alone"
     rejections += [Rejection(ref.id, ref.source, reason) for ref in refs if ref.references]
-    return [ref for ref in refs if not ref.references], rejections, encode
+    figures = [ref for ref in refs if not ref.references]
+    if not figures:
+        raise UserError(f"{arguments.source} holds edits alone ({len(refs)}), whose captions are instructions. Give figures.")
+    return figures, rejections, encode
 
 
-def _asker(arguments: Namespace) -> Asker:
-    if arguments.local is not None:
-        from OpenSciDraw.captions.local import LocalAsker
+def _local_asker(arguments: Namespace) -> Asker:
+    from OpenSciDraw.captions.local import LocalAsker
 
-        return LocalAsker(arguments.local, arguments.max_tokens, arguments.max_side)
+    return LocalAsker(arguments.local, arguments.max_tokens, arguments.max_side)
+
+
+def _chat_asker(arguments: Namespace) -> Asker:
     endpoint = Endpoint(
         arguments.url, arguments.model, arguments.key_variable, arguments.timeout, arguments.retries, arguments.max_tokens, "--url"
     )
@@ -98,8 +103,9 @@ def main(arguments: Namespace) -> int:
     _check(arguments, folder)
     styles = parse_styles(arguments.styles)
     config = None if arguments.config is None else load_config(arguments.config, arguments.cfg_options)
+    chat = None if arguments.local is not None else _chat_asker(arguments)  # refused here, before figures are listed
     refs, rejections, encode = _figures(arguments, config)
-    asker = _asker(arguments)
+    asker = chat or _local_asker(arguments)
     lengths = _lengths(config)
     decode = partial(
         load_figure, max_image_pixels=encode.max_image_pixels, min_side=encode.min_side, max_aspect_ratio=encode.max_aspect_ratio

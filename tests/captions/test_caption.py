@@ -120,7 +120,7 @@ def test_a_cut_line_of_the_answers_harms_no_other(serve: Any, tmp_path: Path) ->
     answers = out / "answers.jsonl"
     first = answers.read_bytes().splitlines(keepends=True)[0]
     spoilt = json.dumps({**json.loads(first), "text": ""}).encode() + b"\n"
-    answers.write_bytes(answers.read_bytes().replace(first, b"[1]\n" + spoilt)[:-40])
+    answers.write_bytes(answers.read_bytes().replace(first, b"[1]\n{\"key\": \"\", \"place\": 1, \"text\": 1}\n" + spoilt)[:-40])
     for _ in range(2):
         assert caption(server, source, out) == 0
     assert len(server.bodies) == 5 and len(rows(out / "figures" / "captions.jsonl")) == 3
@@ -343,6 +343,7 @@ def test_pictures_that_cannot_be_read_and_edits_are_named(serve: Any, tmp_path: 
     assert [row["id"] for row in rows(out / "failures.jsonl")] == ["f00.png"] and len(server.bodies) == 1
     left_out = {row["id"]: row["reason"].split(":")[0] for row in rows(out / "rejected.jsonl")}
     assert left_out == {"f02.png": "edit", "f03.svg": "vector format"}
+    assert caption(server, "drawn:2:edit", tmp_path / "edits") == 2 and len(server.bodies) == 1
 
 
 @pytest.mark.parametrize(
