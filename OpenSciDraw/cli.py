@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from OpenSciDraw import __version__
+from OpenSciDraw.captions.options import add_options as add_caption_options
 from OpenSciDraw.errors import UserError, run_command
 from OpenSciDraw.quiet import start_logging
 
@@ -46,6 +47,9 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     prepare.add_argument("--out", required=True, metavar="DIR", help="folder for figures, reasons, data card and contact sheet")
     _add_engine(prepare)
     _add_overrides(prepare, "dpi=300 min_side=256 limits.seconds=60")
+
+    meaning = "captions for figures, by a vision-language model (continues where it stopped; 1: some are missing)"
+    add_caption_options(_command(commands, "caption", _caption, meaning))
 
     encode = _command(commands, "encode", _encode, "figures -> encoded samples on disk (continues where it stopped)")
     encode.add_argument("config", metavar="CONFIG", help="Python config file")
@@ -248,6 +252,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.prepare import pipeline
 
     return pipeline.main(arguments)
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.captions import run as caption
+
+    return caption.main(arguments)
 
 
 def _encode(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests start processes of their own; two torch pools stall each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
 import pytest
 import torch
+from scripted_server import KEY, Scripted
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -154,6 +156,24 @@ def group_config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     assert encode.main(Config.model_validate(values)) == 0
     (folder / "groups.parquet").rename(folder / "store" / "groups.parquet")
     return {**values, "train_iteration_func_name": "mdpo", "held_out_examples": 1}
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted]]:
+    """Starts chat endpoints that answer from a script; KEY lies in the environment, and tries follow each other quickly."""
+    from OpenSciDraw.utils import endpoint
+
+    servers: list[Scripted] = []
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.05)
+
+    def start(*script: Any) -> Scripted:
+        servers.append(Scripted(*script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
 
 
 def merged(values: dict, **changes: object) -> dict:

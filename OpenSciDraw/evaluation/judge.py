@@ -11,11 +11,9 @@ fails after its retries counts as 0 and is reported, never as perfect; answers a
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +21,9 @@ from PIL import Image
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.base import NotScored, PictureMetric, Scores
-from OpenSciDraw.evaluation.endpoint import Endpoint
-from OpenSciDraw.evaluation.rubric import BadAnswer, axis_score, parse_answer, rubric_of
+from OpenSciDraw.evaluation.rubric import axis_score, parse_answer, rubric_of
 from OpenSciDraw.registry import METRICS
+from OpenSciDraw.utils.endpoint import BadAnswer, Endpoint, picture_url
 from OpenSciDraw.utils.files import parse_json, write_json
 
 if TYPE_CHECKING:
@@ -96,10 +94,6 @@ class Judge(PictureMetric):
         return {axis: (axis_score(weights[axis], len(items)), 1.0) for axis, items in rubric.items()}
 
     def _messages(self, picture: Image.Image, example: Example, rubric: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-        sent = picture.convert("RGB")
-        sent.thumbnail((_MOST_SIDE, _MOST_SIDE))
-        png = BytesIO()
-        sent.save(png, "PNG")
         data = {
             "description": example.prompt,
             "checklist": {axis: {str(at): item for at, item in enumerate(items, 1)} for axis, items in rubric.items()},
@@ -107,7 +101,7 @@ class Judge(PictureMetric):
         direction = _DIRECTED if self.settings.judge_arrow_direction else _UNDIRECTED
         content = [
             {"type": "text", "text": json.dumps(data, ensure_ascii=False)},
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"}},
+            {"type": "image_url", "image_url": {"url": picture_url(picture, _MOST_SIDE)}},
         ]
         return [{"role": "system", "content": _INSTRUCTION.format(direction=direction)}, {"role": "user", "content": content}]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.utils.endpoint import BadAnswer
 from OpenSciDraw.utils.files import parse_json
 
 if TYPE_CHECKING:
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 AXES = ("components", "arrows", "text")
 WEIGHTS = {"critical": 1.0, "moderate": 0.5}
 MOST_ITEMS = 30  # of an axis that count in the denominator
-
-
-class BadAnswer(Exception):
-    """The endpoint answered with something that is no judgement."""
 
 
 def rubric_of(example: Example, directed: bool = True) -> dict[str, list[str]]:

@@ -3,106 +3,32 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from scripted_server import KEY, Scripted, drips, fails, says, send
 
 from OpenSciDraw.config import EvaluateConfig
 from OpenSciDraw.drawn.figure import KINDS, draw_figure
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.evaluation import endpoint
 from OpenSciDraw.evaluation.base import NotScored
 from OpenSciDraw.evaluation.examples import Example
 from OpenSciDraw.evaluation.judge import Judge
-from OpenSciDraw.evaluation.rubric import BadAnswer, axis_score, parse_answer, rubric_of
+from OpenSciDraw.evaluation.rubric import axis_score, parse_answer, rubric_of
+from OpenSciDraw.utils import endpoint
+from OpenSciDraw.utils.endpoint import BadAnswer
 
 RUBRIC = {"components": ["a red box 'A'", "a blue box 'B'"], "arrows": ["A to B"], "text": ["A", "B", "C", "D"]}
-KEY = "sk-very-secret-key"
 FAULTLESS = {"components": [], "arrows": [], "text": []}
-
-
-class Scripted(ThreadingHTTPServer):
-    """Answers requests from a list of functions (handler, body) -> None, the last one again and again."""
-
-    def __init__(self, *script: Callable[[BaseHTTPRequestHandler, dict], None]):
-        self.script, self.bodies, self.headers_seen = list(script), [], []
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Scripted
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append((self.path, body))
-        self.server.headers_seen.append(dict(self.headers))
-        step = self.server.script.pop(0) if len(self.server.script) > 1 else self.server.script[0]
-        step(self, body)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, data: bytes, **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in {"Content-Length": str(len(data)), **headers}.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(data)
-
-
-def says(text: str | dict) -> Callable[[BaseHTTPRequestHandler, dict], None]:
-    content = text if isinstance(text, str) else json.dumps(text)
-    return lambda handler, body: send(
-        handler, 200, json.dumps({"choices": [{"message": {"content": content}}], "usage": {"total_tokens": 7}}).encode()
-    )
-
-
-def drips(handler: BaseHTTPRequestHandler, body: dict) -> None:
-    """Sends a byte now and then, so that no single read runs into its time limit."""
-    handler.send_response(200)
-    handler.end_headers()
-    with contextlib.suppress(OSError):
-        for _ in range(20):
-            handler.wfile.write(b" ")
-            time.sleep(0.1)
-
-
-def fails(status: int, **headers: str) -> Callable[[BaseHTTPRequestHandler, dict], None]:
-    return lambda handler, body: send(handler, status, b"no", **headers)
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted]]:
-    servers: list[Scripted] = []
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.05)
-
-    def start(*script: Callable[[BaseHTTPRequestHandler, dict], None]) -> Scripted:
-        servers.append(Scripted(*script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
 
 
 def make(server: Scripted, folder: Path, **settings: Any) -> Judge:
