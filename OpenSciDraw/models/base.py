@@ -193,9 +193,16 @@ class FigureModel(Components):
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         """The pipeline's noise levels (steps + 1,), descending to 0, for a picture of `tokens` tokens."""
 
-    @abstractmethod
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """What the pipeline's class takes beside scheduler, VAE, transformer and a text encoder, which is None."""
+        return {"tokenizer": None}
+
     def pipeline(self, transformer: nn.Module) -> Any:
         """The diffusers pipeline around `transformer`; prompts go in as embeddings."""
+        parts = {"scheduler": self._scheduler(), "vae": self.pipeline_vae(), "text_encoder": None, "transformer": transformer}
+        pipe = self.pipeline_class(**parts, **self.pipeline_arguments())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     @abstractmethod
     def sample(

@@ -170,15 +170,8 @@ class Flux2Klein(FigureModel):
         scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps))
         return scheduler.sigmas
 
-    def _marks(self) -> dict[str, Any]:
-        """Of model_index.json, which the pipeline obeys."""
-        return {"is_distilled": self.is_distilled}
-
-    def pipeline(self, transformer: nn.Module) -> Any:
-        parts: Any = (self._scheduler(), self.pipeline_vae(), None, None, transformer)
-        pipe = self.pipeline_class(*parts, **self._marks())
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    def pipeline_arguments(self) -> dict[str, Any]:
+        return {**super().pipeline_arguments(), "is_distilled": self.is_distilled}
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from OpenSciDraw.errors import UserError
@@ -165,11 +165,6 @@ class QwenImage(FigureModel):
         )
         scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist(), mu=mu)
         return scheduler.sigmas
-
-    def pipeline(self, transformer: nn.Module) -> QwenImagePipeline:
-        pipe = QwenImagePipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
