@@ -1,0 +1,312 @@
+"""The figure as a slide of PowerPoint: shapes with their text, and connectors that hang on the shapes' connection sites.
+
+Sites are those of ECMA-376's preset shapes (presetShapeDefinitions.xml). Where an arrow ends far from all of them, and for
+shapes that PowerPoint does not have, the shape is a free form with the same outline and with sites of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+from OpenSciDraw.vectorize.figure import CYLINDER_CAP, Connector, Point, Rgb, Shape, TextLine, VectorFigure
+from OpenSciDraw.vectorize.tikz import directions
+
+_LONGER_SIDE = 10 * 914400  # EMU; there are 914400 in an inch, 12700 in a point
+_POINT = 12700
+_NEAR_SITE = 0.16  # of a shape's shorter side: an end may move so far to reach a site
+_DIAGONAL = math.sqrt(0.125)
+_FOUR = ((0.5, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 0.5))  # top, left, bottom, right
+_SITES: dict[str, tuple[Point, ...]] = {
+    "rect": _FOUR, "roundRect": _FOUR, "diamond": _FOUR,
+    "ellipse": (
+        (0.5, 0.0), (0.5 - _DIAGONAL, 0.5 - _DIAGONAL), (0.0, 0.5), (0.5 - _DIAGONAL, 0.5 + _DIAGONAL),
+        (0.5, 1.0), (0.5 + _DIAGONAL, 0.5 + _DIAGONAL), (1.0, 0.5), (0.5 + _DIAGONAL, 0.5 - _DIAGONAL),
+    ),
+    "can": ((0.5, CYLINDER_CAP), *_FOUR),
+}  # fmt: skip
+_PRESET = {"rectangle": "rect", "rounded rectangle": "roundRect", "ellipse": "ellipse", "circle": "ellipse",
+           "diamond": "diamond", "cylinder": "can"}  # fmt: skip
+_HEAD_SIZES = ((2.0, "sm"), (3.0, "med"), (5.0, "lg"))  # in line widths, as PowerPoint draws them
+_FONT = "Arial"
+
+
+def write_pptx(figure: VectorFigure) -> bytes:
+    """The bytes of a .pptx with one slide of the figure's proportions, ten inches at its longer side."""
+    from pptx import Presentation
+    from pptx.util import Emu
+
+    deck = Presentation()
+    slide_writer = _Slide(figure)
+    deck.slide_width, deck.slide_height = Emu(slide_writer.emu(figure.width)), Emu(slide_writer.emu(figure.height))
+    slide_writer.fill(deck.slides.add_slide(deck.slide_layouts[6]))
+    out = BytesIO()
+    deck.save(out)
+    return out.getvalue()
+
+
+class _Slide:
+    def __init__(self, figure: VectorFigure) -> None:
+        self.figure = figure
+        self.scale = _LONGER_SIDE / max(figure.width, figure.height)
+        self.made: dict[str, Any] = {}  # id: the shape on the slide
+        self.sites: dict[str, Sequence[Point]] = {}  # id: its sites as shares of its box
+
+    def emu(self, pixels: float) -> int:
+        return round(pixels * self.scale)
+
+    def fill(self, slide: Any) -> None:
+        if self.figure.paper != (255, 255, 255):
+            slide.background.fill.solid()
+            slide.background.fill.fore_color.rgb = _rgb(self.figure.paper)
+        for shape in self.figure.shapes:
+            self.shape(slide, shape)
+        for line in self.figure.lines:
+            builder = slide.shapes.build_freeform(*(self.emu(v) for v in line.points[0]))
+            builder.add_line_segments([(self.emu(x), self.emu(y)) for x, y in line.points[1:]], close=False)
+            made = builder.convert_to_shape()
+            made.name, made.line.color.rgb, made.line.width = line.id, _rgb(line.color), self.emu(line.width)
+            made.fill.background()
+            _without_theme(made)
+        for connector in self.figure.connectors:
+            self.connector(slide, connector)
+        for k, text in enumerate(self.figure.texts):
+            self.text_box(slide, [text], f"text{k + 1}")
+
+    # -- shapes
+    def shape(self, slide: Any, shape: Shape) -> None:
+        from pptx.enum.shapes import MSO_SHAPE
+
+        x0, y0, x1, y1 = shape.path
+        box = [self.emu(v) for v in (x0, y0, x1 - x0, y1 - y0)]
+        preset = _PRESET.get(shape.kind)
+        ends = self.ends_at(shape)
+        kinds = {"rect": MSO_SHAPE.RECTANGLE, "roundRect": MSO_SHAPE.ROUNDED_RECTANGLE, "ellipse": MSO_SHAPE.OVAL,
+                 "diamond": MSO_SHAPE.DIAMOND, "can": MSO_SHAPE.CAN}  # fmt: skip
+        short = min(x1 - x0, y1 - y0)
+        if preset and all(self.nearest(shape, _SITES[preset], end)[1] <= _NEAR_SITE * short for end in ends):
+            made = slide.shapes.add_shape(kinds[preset], *box)
+            self.sites[shape.id] = _SITES[preset]
+            if preset == "roundRect":
+                made.adjustments[0] = min(0.5, max(0.0, shape.radius - shape.width / 2) / short)
+            elif preset == "can":
+                made.adjustments[0] = min(0.5, CYLINDER_CAP * (y1 - y0) / short)
+        else:
+            made = slide.shapes.add_shape(MSO_SHAPE.RECTANGLE, *box)
+            middles = _middles(shape)  # first, as in a rectangle: some programs know no more than four sites
+            sites = [*middles, *(end for end in ends if min(math.dist(end, at) for at in middles) > _NEAR_SITE * short)]
+            self.sites[shape.id] = [((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in sites]
+            _free_form(made, shape, self.sites[shape.id], (box[2], box[3]))
+        made.name = shape.id
+        _without_theme(made)
+        made.fill.solid()
+        made.fill.fore_color.rgb = _rgb(shape.fill)
+        if shape.outline:
+            made.line.color.rgb, made.line.width = _rgb(shape.outline), self.emu(shape.width)
+        else:
+            made.line.fill.background()
+        self.made[shape.id] = made
+        self.label(slide, made, shape)
+
+    def label(self, slide: Any, made: Any, shape: Shape) -> None:
+        """Text in the shape where it stands in its middle, otherwise a text box of its own."""
+        if not shape.label:
+            return
+        x0, y0, x1, y1 = (f(line.box[i] for line in shape.label) for i, f in enumerate((min, min, max, max)))
+        x, y = shape.middle
+        away = max(abs((x0 + x1) / 2 - x) / (shape.box[2] - shape.box[0]), abs((y0 + y1) / 2 - y) / (shape.box[3] - shape.box[1]))
+        if away > 0.2 or any(line.upward for line in shape.label):
+            for k, line in enumerate(shape.label):
+                self.text_box(slide, [line], f"{shape.id}-text{k + 1}")
+        else:
+            self.write(made.text_frame, shape.label)
+
+    def text_box(self, slide: Any, lines: Sequence[TextLine], name: str) -> None:
+        line = lines[0]
+        x0, y0, x1, y1 = line.box
+        x, y, wide, high = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+        if line.upward:
+            wide, high = high, wide
+        wide, high = 1.1 * wide + line.size, max(high, 1.25 * line.size)
+        made = slide.shapes.add_textbox(*(self.emu(v) for v in (x - wide / 2, y - high / 2, wide, high)))
+        made.name, made.rotation = name, -90.0 if line.upward else 0.0
+        self.write(made.text_frame, lines)
+
+    def write(self, frame: Any, lines: Sequence[TextLine]) -> None:
+        from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
+        from pptx.util import Emu
+
+        frame.margin_left = frame.margin_right = frame.margin_top = frame.margin_bottom = 0
+        frame.word_wrap, frame.vertical_anchor = False, MSO_ANCHOR.MIDDLE
+        for k, line in enumerate(lines):
+            paragraph = frame.paragraphs[0] if k == 0 else frame.add_paragraph()
+            paragraph.alignment = PP_ALIGN.CENTER
+            run = paragraph.add_run()
+            run.text = line.text
+            run.font.size = Emu(max(_POINT, round(self.emu(line.size) / (_POINT / 2)) * (_POINT // 2)))  # half points
+            run.font.name, run.font.color.rgb = _FONT, _rgb(line.color)
+
+    def ends_at(self, shape: Shape) -> list[Point]:
+        """Where connectors end on a shape."""
+        ways = self.figure.connectors
+        return [w.points[0] for w in ways if w.source == shape.id] + [w.points[-1] for w in ways if w.target == shape.id]
+
+    def nearest(self, shape: Shape, sites: Sequence[Point], point: Point) -> tuple[int, float]:
+        """The number of the nearest site, and how far it is in px."""
+        away = [math.dist(point, _at(shape, site)) for site in sites]
+        best = min(range(len(sites)), key=lambda k: away[k])
+        return best, away[best]
+
+    # -- connectors
+    def connector(self, slide: Any, way: Connector) -> None:
+        from pptx.enum.dml import MSO_LINE
+        from pptx.enum.shapes import MSO_CONNECTOR
+
+        source, target = self.figure.shape(way.source), self.figure.shape(way.target)
+        first, last = (
+            self.nearest(shape, self.sites[shape.id], end)[0]
+            for shape, end in ((source, way.points[0]), (target, way.points[-1]))
+        )
+        start, end = _at(source, self.sites[source.id][first]), _at(target, self.sites[target.id][last])
+        made = slide.shapes.add_connector(MSO_CONNECTOR.STRAIGHT, *(self.emu(v) for v in (*start, *end)))
+        # python-pptx moves the end to one of a rectangle's four sites; number and place are set anew for the others
+        made.begin_connect(self.made[source.id], 0)
+        made.end_connect(self.made[target.id], 0)
+        ties = made.element.nvCxnSpPr.cNvCxnSpPr
+        ties.stCxn.idx, ties.endCxn.idx = first, last
+        self.lay(made, way, start, end)
+        made.name = way.id
+        _without_theme(made)
+        made.line.color.rgb, made.line.width = _rgb(way.color), self.emu(way.width)
+        if way.dashed:
+            made.line.dash_style = MSO_LINE.DASH
+        _heads(made, way)
+
+    def lay(self, made: Any, way: Connector, start: Point, end: Point) -> None:
+        """The connector's geometry: straight, or bent at right angles, turned and mirrored as its bends ask for."""
+        turns = directions(way.points)
+        bent = {"hv": "bentConnector2", "vh": "bentConnector2", "hvh": "bentConnector3", "vhv": "bentConnector3"}.get(turns)
+        dx, dy = end[0] - start[0], end[1] - start[1]
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        wide, high, upright = abs(dx), abs(dy), bent is not None and turns[0] == "v"
+        if upright:  # a quarter turn of one that begins level
+            wide, high = high, wide
+        frame = made.element.spPr.get_or_add_xfrm()
+        mirrored = (dy < 0, dx > 0) if upright else (dx < 0, dy < 0)
+        for key, value in zip(("flipH", "flipV"), mirrored, strict=True):
+            frame.attrib.pop(key, None)
+            if value:
+                frame.set(key, "1")
+        frame.set("rot", "5400000") if upright else frame.attrib.pop("rot", None)
+        frame.off.x, frame.off.y = self.emu(x - wide / 2), self.emu(y - high / 2)
+        frame.ext.cx, frame.ext.cy = self.emu(wide), self.emu(high)
+        geometry = made.element.spPr.prstGeom
+        geometry.set("prst", bent or "straightConnector1")
+        if bent == "bentConnector3":
+            axis = int(upright)
+            span = self.emu(end[axis]) - self.emu(start[axis])
+            if abs(span) < _POINT:  # there and back: the share of nothing is none
+                span = _POINT * (-1 if mirrored[0] else 1)
+                frame.ext.cx = _POINT
+            share = round(100000 * (self.emu(way.points[1][axis]) - self.emu(start[axis])) / span)
+            made.element.spPr.prstGeom.get_or_add_avLst().append(_element("a:gd", name="adj1", fmla=f"val {share}"))
+
+
+def _at(shape: Shape, site: Point) -> Point:
+    x0, y0, x1, y1 = shape.path
+    return x0 + site[0] * (x1 - x0), y0 + site[1] * (y1 - y0)
+
+
+def _middles(shape: Shape) -> list[Point]:
+    """The middles of the sides of a shape: top, left, bottom, right."""
+    x0, y0, x1, y1 = shape.path
+    drop = 0.09 * (y1 - y0) if shape.kind == "trapezoid" else 0.0
+    return [((x0 + x1) / 2, y0 + drop), (x0, (y0 + y1) / 2), ((x0 + x1) / 2, y1 - drop), (x1, (y0 + y1) / 2)]
+
+
+def _rgb(color: Rgb) -> Any:
+    from pptx.dml.color import RGBColor
+
+    return RGBColor(*color)
+
+
+def _element(tag: str, **attributes: str) -> Any:
+    from pptx.oxml.ns import qn
+    from pptx.oxml.xmlchemy import OxmlElement
+
+    made = OxmlElement(tag)
+    assert made.tag == qn(tag)
+    for key, value in attributes.items():
+        made.set(key, value)
+    return made
+
+
+def _without_theme(made: Any) -> None:
+    """Take off the theme's style: its shadows and colours are not in the picture."""
+    for style in made.element.findall(f"{{{made.element.nsmap['p']}}}style"):
+        made.element.remove(style)
+
+
+def _heads(made: Any, way: Connector) -> None:
+    """Filled triangles; of PowerPoint's three sizes the nearest."""
+    line = made.line._get_or_add_ln()
+    for tag, there in (("a:headEnd", way.to_source), ("a:tailEnd", way.to_target)):
+        if there:
+            long, wide = (min(_HEAD_SIZES, key=lambda size: abs(size[0] - v / way.width))[1] for v in way.head)
+            line.append(_element(tag, type="triangle", w=wide, len=long))
+
+
+def _free_form(made: Any, shape: Shape, sites: Sequence[Point], size: tuple[int, int]) -> None:
+    """Replace the geometry of a rectangle by the shape's outline with its own connection sites."""
+    wide, high = size
+    form = _element("a:custGeom")
+    for tag in ("a:avLst", "a:gdLst", "a:ahLst"):
+        form.append(_element(tag))
+    ties = _element("a:cxnLst")
+    for u, v in sites:
+        tie = _element("a:cxn", ang="0")
+        tie.append(_element("a:pos", x=str(round(u * wide)), y=str(round(v * high))))
+        ties.append(tie)
+    form.append(ties)
+    form.append(_element("a:rect", l="0", t="0", r="r", b="b"))
+    paths = _element("a:pathLst")
+    path = _element("a:path", w=str(wide), h=str(high))
+    for step in _outline(shape, wide, high):
+        path.append(step)
+    paths.append(path)
+    form.append(paths)
+    geometry = made.element.spPr.prstGeom
+    geometry.addprevious(form)
+    geometry.getparent().remove(geometry)
+
+
+def _outline(shape: Shape, wide: int, high: int) -> list[Any]:
+    """The steps of a path of `wide` x `high` EMU; angles of arcs are in 60,000ths of a degree, clockwise."""
+
+    def step(tag: str, x: float, y: float) -> Any:
+        made = _element(tag)
+        made.append(_element("a:pt", x=str(round(x)), y=str(round(y))))
+        return made
+
+    def arc(across: float, down: float, start: int, swing: int) -> Any:
+        turn = {"stAng": str(start * 60000), "swAng": str(swing * 60000)}
+        return _element("a:arcTo", wR=str(round(across)), hR=str(round(down)), **turn)
+
+    x0, y0, x1, y1 = shape.path
+    scale = wide / (x1 - x0)
+    if corners := shape.corners():
+        points = [((x - x0) * scale, (y - y0) * scale) for x, y in corners]
+        return [step("a:moveTo", *points[0]), *(step("a:lnTo", *point) for point in points[1:]), _element("a:close")]
+    if shape.kind in ("ellipse", "circle"):
+        return [step("a:moveTo", 0, high / 2), arc(wide / 2, high / 2, 180, 360), _element("a:close")]
+    if shape.kind == "cylinder":
+        cap = CYLINDER_CAP * high / 2
+        return [step("a:moveTo", 0, cap), arc(wide / 2, cap, 180, 180), step("a:lnTo", wide, high - cap), arc(wide / 2, cap, 0, 180),
+                _element("a:close"), step("a:moveTo", 0, cap), arc(wide / 2, cap, 180, -180)]  # fmt: skip
+    r = max(0.0, shape.radius - shape.width / 2) * scale
+    if not r:
+        return [step("a:moveTo", 0, 0), *(step("a:lnTo", x, y) for x, y in ((wide, 0), (wide, high), (0, high))), _element("a:close")]
+    return [step("a:moveTo", 0, r), arc(r, r, 180, 90), step("a:lnTo", wide - r, 0), arc(r, r, 270, 90), step("a:lnTo", wide, high - r),
+            arc(r, r, 0, 90), step("a:lnTo", r, high), arc(r, r, 90, 90), _element("a:close")]  # fmt: skip
