@@ -1,7 +1,8 @@
 """Texts: which reading of them counts, and the size and place at which a font covers their ink.
 
-Labels are read letter by letter (reading/glyphs.py), which knows one font, or by OCR. A label that is drawn again in that
-font and comes out as the picture has it was read rightly; any other is OCR's, where OCR is installed.
+Labels are read letter by letter (reading/glyphs.py), which knows one font and is best for letters that stand alone, or by
+OCR, which is best for words. What glyphs read is drawn again in their font: where that does not look like the picture's ink,
+it was no text of that font.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from PIL import Image, ImageDraw
 
 from OpenSciDraw.drawn.canvas import font
 from OpenSciDraw.reading.figure import Work
-from OpenSciDraw.reading.glyphs import line_bands, read_text, same_text
+from OpenSciDraw.reading.glyphs import line_bands, read_text
 from OpenSciDraw.reading.ocr import Line, read_lines
 from OpenSciDraw.vectorize.figure import Box, Rgb, TextLine, clean
 
-SURE = 0.8  # correlation with the drawn font from which letters count as read
-_LEAST_SURE = 0.55  # below it, letters are no text; OCR's own confidence likewise
+_LEAST_SURE = 0.55  # correlation with the drawn font below which letters are no text; OCR's own confidence likewise
 _AT = 100  # px, font size of measurements
 _TALL = 1.5  # height / width from which a line of several letters reads upwards
 _ONE_FORM = "cCkKoOpPsSuUvVwWxXzZ"  # letters whose cases differ in height alone
@@ -109,15 +109,21 @@ def _in_case(text: str, ink: np.ndarray) -> tuple[str, float]:
     """
     if len(text) == 1:
         return (text.upper() if text in _ONE_FORM else text), 1.0
-    best = likeness(text, ink)
+    best = likeness(text, ink) - _oddity(text)
     for k, letter in enumerate(text):
-        if letter in _ONE_FORM or letter in "Il":
-            other = {"I": "l", "l": "I"}.get(letter, letter.swapcase())
+        others = [other for other in "Ili" if other != letter] if letter in "Ili" else [letter.swapcase()] if letter in _ONE_FORM else []
+        for other in others:
             changed = text[:k] + other + text[k + 1 :]
-            like = likeness(changed, ink)
+            like = likeness(changed, ink) - _oddity(changed)
             if like > best:
                 text, best = changed, like
-    return text, best
+    return text, best + _oddity(text)
+
+
+def _oddity(text: str) -> float:
+    """What capitals inside a word of small letters cost, as few words have them."""
+    words = text.split()
+    return 0.02 * sum(letter.isupper() for word in words if any(map(str.islower, word)) for letter in word[1:])
 
 
 def likeness(text: str, ink: np.ndarray) -> float:
@@ -149,15 +155,11 @@ def by_ocr(line: Line, work: Work) -> TextLine:
 
 
 def chosen(glyphs: tuple[list[TextLine], float], ocr: Sequence[TextLine]) -> list[TextLine]:
-    """Of a shape's two readings the one that counts."""
+    """Of a shape's two readings the one that counts: words by OCR, where it was run, and letters that stand alone by glyphs."""
     lines, sure = glyphs
-    if ocr and (sure < SURE or (not same_text(_joined(lines), _joined(ocr)) and len(_joined(ocr)) > 2)):
-        return sorted(ocr, key=lambda line: line.y)
+    if ocr and (sure < _LEAST_SURE or any(len(line.text) > 1 for line in ocr)):
+        return sorted(ocr, key=lambda line: line.box[1])
     return lines if sure >= _LEAST_SURE else []
-
-
-def _joined(lines: Sequence[TextLine]) -> str:
-    return " ".join(line.text for line in lines)
 
 
 def ink_color(work: Work, box: Box) -> Rgb:

@@ -13,13 +13,14 @@ from OpenSciDraw.reading.arrows import Stroke
 from OpenSciDraw.reading.figure import ReadArrow
 from OpenSciDraw.reading.shapes import Region, label_ink
 from OpenSciDraw.reading.vision import Seen, see
-from OpenSciDraw.vectorize.figure import Connector, Line, Rgb, Shape, TextLine, VectorFigure, slug
-from OpenSciDraw.vectorize.labels import by_glyphs, by_ocr, chosen, extents, ink_color, ocr_lines, of_one_size, placed, rgb
+from OpenSciDraw.vectorize.figure import Connector, Line, Shape, TextLine, VectorFigure, slug
+from OpenSciDraw.vectorize.labels import by_glyphs, by_ocr, chosen, extents, ink_color, ocr_lines, placed, rgb
+from OpenSciDraw.vectorize.regular import regular
 from OpenSciDraw.vectorize.routes import head_size, line_width, route, simplified, stroke_color, to_edge
 
 _RIM = 3.0  # px of the picture: an outline is not wider
-_ONE_COLOR = 16  # of 255: inks that differ by no more in every channel are one
-_EVEN = 0.3  # widths that differ by less than this share are one
+
+
 _SEEN = 24.0  # of 255: an outline differs from the fill by as much
 
 
@@ -61,7 +62,7 @@ def trace(picture: Image.Image, ocr: bool) -> VectorFigure:
     free = [line for line, owner in zip(lines, owners, strict=True) if owner is None]
     figure.texts = free or _plot_texts(seen)
     figure.shapes = [part.shape for part in sorted(parts, key=lambda part: -float(part.region.mask.sum()))]
-    return _with_even_sizes(figure)
+    return regular(figure)
 
 
 def _reading_order(shapes: Sequence[Shape]) -> list[int]:
@@ -216,28 +217,3 @@ def _plot_texts(seen: Seen) -> list[TextLine]:
         placed(read.text, read.box, ink_color(seen.work, tuple(v * scale for v in read.box)), "glyphs")  # type: ignore[arg-type]
         for read in seen.figure.texts if all(map(extents, read.text))
     ]  # fmt: skip
-
-
-def _with_even_sizes(figure: VectorFigure) -> VectorFigure:
-    """Sizes of text, widths of lines and sizes of heads that hardly differ become one: a figure has few of them."""
-    widths = _evened([shape.width for shape in figure.shapes])
-    figure.shapes = [replace(shape, width=width) for shape, width in zip(figure.shapes, widths, strict=True)]
-    ways = figure.connectors
-    sizes = (_evened([way.width for way in ways]), _evened([way.head[0] for way in ways]), _evened([way.head[1] for way in ways]))
-    inks = [way.color for way in ways] + [line.color for line in figure.all_texts()]
-    figure.connectors = [replace(way, width=w, head=(a, b), color=_usual(way.color, inks)) for way, w, a, b in zip(ways, *sizes, strict=True)]
-    even = iter([replace(line, color=_usual(line.color, inks)) for line in of_one_size(figure.all_texts())])
-    figure.shapes = [replace(shape, label=tuple(next(even) for _ in shape.label)) for shape in figure.shapes]
-    figure.texts = [next(even) for _ in figure.texts]
-    return figure
-
-
-def _evened(values: Sequence[float]) -> list[float]:
-    """The values, each the median of those that lie near it."""
-    return [float(np.median([other for other in values if abs(other - value) <= _EVEN * value])) for value in values]
-
-
-def _usual(color: Rgb, all_of_them: Sequence[Rgb]) -> Rgb:
-    """The median of the colours that hardly differ from this one."""
-    near = [other for other in all_of_them if max(abs(a - b) for a, b in zip(color, other, strict=True)) <= _ONE_COLOR]
-    return rgb(np.median(np.array(near), axis=0))
