@@ -58,7 +58,7 @@ def trace(picture: Image.Image, ocr: bool) -> VectorFigure:
         ident = f"{'bar' if bars else 'box'}{number[k]}" + (f"-{name}" if name else "")
         parts[k] = replace(part, shape=replace(part.shape, id=ident, label=label))
     figure.connectors = [one for stroke in seen.strokes for one in _connectors(seen, stroke, parts)]
-    figure.lines = _plot_lines(seen)
+    figure.lines = _plot_lines(seen, pixels)
     free = [line for line, owner in zip(lines, owners, strict=True) if owner is None]
     figure.texts = free or _plot_texts(seen)
     figure.shapes = [part.shape for part in sorted(parts, key=lambda part: -float(part.region.mask.sum()))]
@@ -174,40 +174,55 @@ def _connector(seen: Seen, stroke: Stroke, parts: Sequence[_Part], arrows: Seque
     )  # fmt: skip
 
 
-def _plot_lines(seen: Seen) -> list[Line]:
+def _plot_lines(seen: Seen, pixels: np.ndarray) -> list[Line]:
     """Axes and curves of a plot."""
-    import cv2
-
     if seen.figure.axes is None:
         return []
     work, (left, top, right, bottom) = seen.work, seen.figure.axes
     scale = work.scale
     row = work.luma[int((top + bottom) / 2), int(left) :]
     width = max(1.0, float(np.argmax(row > 165))) / scale
-    color = rgb(seen.as_seen(np.median(work.rgb[int(top) : int(bottom), int(left) + max(1, int(width * scale / 2))], axis=0)))
+    column = pixels[round(top / scale) : round(bottom / scale), min(int((left + 1) / scale), pixels.shape[1] - 1)]
+    color = rgb(np.median(column, axis=0))
     x, y = left / scale + width / 2, (bottom + 1) / scale - width / 2
     lines = [Line("axes", ((x, top / scale), (x, y), ((right / scale), y)), color, width)]
     curves = {} if seen.regions else seen.figure.curves  # the outlines of bars are no curves
-    for name, points in curves.items():
-        rough = cv2.approxPolyDP(points.astype(np.float32).reshape(-1, 1, 2), 0.6, False).reshape(-1, 2)
-        at = np.clip(np.round(points * scale).astype(int), 0, np.array(work.luma.shape[::-1]) - 1)
-        own = np.median(work.rgb[at[:, 1], at[:, 0]], axis=0)
-        slope = np.abs(np.gradient(points[:, 1]) / np.maximum(np.gradient(points[:, 0]), 1e-6))
-        heights = [_run_length(work.rgb[:, column], row, own) for column, row in at[:: max(1, len(at) // 60)]]
-        thick = float(np.median(np.array(heights) / np.sqrt(1 + slope[:: max(1, len(at) // 60)] ** 2))) / scale
-        lines.append(Line(f"curve-{slug(name)}", tuple((float(u), float(v)) for u, v in rough), rgb(seen.as_seen(own)), max(1.0, thick)))
-    return lines
+    return lines + [_curve(seen, name, points) for name, points in curves.items()]
 
 
-def _run_length(column: np.ndarray, row: int, color: np.ndarray) -> int:
-    """How many pixels of a column (h, 3) about a row have nearly the colour."""
-    like = np.abs(column - color).max(1) < 90
-    first, last = row, row
-    while first > 0 and like[first - 1]:
-        first -= 1
-    while last + 1 < len(like) and like[last + 1]:
-        last += 1
-    return last - first + 1
+def _curve(seen: Seen, name: str, points: np.ndarray) -> Line:
+    """A curve along the middle of its colour near the points (n, 2) that were read, as a line with few points."""
+    import cv2
+
+    work, scale = seen.work, seen.work.scale
+    columns = np.clip(np.round(points[:, 0] * scale).astype(int), 0, work.luma.shape[1] - 1)
+    rows = _calm(points[:, 1] * scale, round(4 * scale))
+    near = np.clip(np.round(rows).astype(int), 0, work.luma.shape[0] - 1)
+    color = np.median(work.rgb[near, columns], axis=0)
+    away = color - 255
+    heights = np.arange(work.luma.shape[0])
+    middles, sums = rows.copy(), np.zeros(len(rows))
+    for k, column in enumerate(columns):
+        pixels = work.rgb[:, column] - 255
+        share = np.clip(pixels @ away / max(1.0, float(away @ away)), 0, 1)
+        share *= np.abs(pixels - share[:, None] * away).max(1) < 50  # another colour is another curve
+        share *= np.abs(heights - rows[k]) < 7 * scale
+        if share.sum() > 0.5 * scale:
+            middles[k], sums[k] = float(share @ heights) / share.sum() + 0.5, share.sum()
+    middles = _calm(middles, round(2 * scale))
+    rise = np.gradient(middles, columns + 0.01 * np.arange(len(columns)))
+    width = float(np.median((sums / np.sqrt(1 + rise**2))[sums > 0])) / scale if (sums > 0).any() else 1.0
+    path = np.stack([(columns + 0.5) / scale, middles / scale], 1)
+    few = cv2.approxPolyDP(path.astype(np.float32).reshape(-1, 1, 2), 0.5, False).reshape(-1, 2)
+    return Line(f"curve-{slug(name)}", tuple((float(x), float(y)) for x, y in few), rgb(seen.as_seen(color)), max(1.0, width))
+
+
+def _calm(values: np.ndarray, reach: int) -> np.ndarray:
+    """(n,) each value the median of those up to `reach` places before and behind it."""
+    padded = np.pad(values, reach, mode="reflect") if len(values) > reach else values
+    if len(padded) == len(values):
+        return values
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
 
 
 def _plot_texts(seen: Seen) -> list[TextLine]:
