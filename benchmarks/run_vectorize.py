@@ -2,18 +2,19 @@
 
 Command:  python benchmarks/run_vectorize.py [--count N] [--pictures DIR]
 
-Each figure is read by `scienceflow vectorize`'s code, its SVG is drawn by resvg at the figure's own size, and the structure metric
-reads that picture against the figure's ground truth: what is below the original's own score was lost on the way. "Labels written" are
-the texts in the file, compared with the truth directly: by OCR and glyphs where the extra `ocr` is installed, else by glyphs alone.
-"Explained" is the share of the original's ink that the redrawn figure has in its place, "added" the ink that the original lacks.
-`--pictures DIR` then reads a folder of real figures, of which no truth is known, and writes what share of each it explains.
+Each figure is read as `scienceflow vectorize` reads it, its SVG is drawn by resvg at the figure's own size, and the structure
+metric reads that picture against the figure's ground truth: what is below the original's own score was lost on the way.
+"Labels written" are the texts in the file, held against the truth directly: in the rich style those of OCR where the extra `ocr`
+is installed, else of glyphs. "Explained" is the share of the original's ink that the redrawn figure has in its place, "added" the
+share of the redrawn ink that the original lacks. `--pictures DIR` reads a folder of real figures as well, of which no truth is
+known: how much of each is explained.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,7 @@ def written_labels(figure: VectorFigure, drawn: DrawnFigure) -> tuple[int, int]:
 
 
 def measure(figures: list[DrawnFigure], ocr: bool) -> dict[str, dict[str, float]]:
-    hits, totals, shares = (Counter[tuple[str, str]]() for _ in range(3))
+    hits, totals, shares = (defaultdict[tuple[str, str], float](float) for _ in range(3))
     seconds = 0.0
     for drawn in tqdm(figures, unit="figure"):
         start = time.perf_counter()
@@ -72,42 +73,49 @@ def measure(figures: list[DrawnFigure], ocr: bool) -> dict[str, dict[str, float]
     return numbers
 
 
+def add_real(result: Result, folder: Path) -> None:
+    real = {}
+    for path in tqdm(sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg")), unit="picture"):
+        picture = Image.open(path).convert("RGB")
+        figure = trace(picture, has_ocr())
+        share = share_of(picture, draw(figure), figure)
+        counts = {"shapes": len(figure.shapes), "arrows": len(figure.connectors), "texts": len(figure.all_texts())}
+        real[path.stem] = {**counts, "explained": round(share.explained, 3), "added": round(share.added, 3)}
+        print(path.stem, real[path.stem], flush=True)
+    result.numbers["real figures"] = real
+    shares = sorted(value["explained"] for value in real.values())
+    middle = shares[len(shares) // 2]
+    result.notes.append(f"{len(real)} real figures: share explained {shares[0]:.2f} to {shares[-1]:.2f}, median {middle:.2f}.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=500, help="figures of the small style; of the others half as many")
+    parser.add_argument("--count", type=int, default=500, help="figures of the small style; of the others a tenth as many")
     parser.add_argument("--pictures", help="a folder of real figures")
     given = parser.parse_args()
     columns = ("labels written", "explained", "added")
     result = Result("vectorize", "python benchmarks/run_vectorize.py", ["figures", *NAMES, *columns])
-    half = given.count // 2
+    tenth = given.count // 5
     sets = {
         "small style": [draw_figure(SEED, index, 128, style="small") for index in range(given.count)],
-        "house style": [draw_figure(SEED, index, 128, style="house") for index in range(half)],
-        "rich diagrams at 256 px": [draw_figure(SEED, index, 256, kind) for kind in RICH for index in range(half // len(RICH))],
+        "house style": [draw_figure(SEED, index, 128, style="house") for index in range(tenth)],
+        "rich diagrams at 256 px": [draw_figure(SEED, index, 256, kind) for kind in RICH for index in range(tenth // len(RICH))],
     }
     for name, figures in sets.items():
         ocr = has_ocr() and name.startswith("rich")
         numbers = measure(figures, ocr)
+        print(name, numbers, flush=True)
         result.numbers[name] = {"count": len(figures), "ocr": ocr, **numbers}
         for kind, values in numbers.items():
             cells = [f"{values[key]:.3f}" if key in values else "" for key in (*NAMES, *columns)]
             result.rows.append([f"{name}, {kind} ({len(figures)})", *cells])
     if given.pictures:
-        real = {}
-        for path in sorted(p for p in Path(given.pictures).iterdir() if p.suffix in (".png", ".jpg")):
-            picture = Image.open(path).convert("RGB")
-            figure = trace(picture, has_ocr())
-            share = share_of(picture, draw(figure), figure)
-            real[path.stem] = {"shapes": len(figure.shapes), "arrows": len(figure.connectors), "texts": len(figure.all_texts()),
-                               "explained": share.explained, "added": share.added}  # fmt: skip
-        result.numbers["real figures"] = real
-        ordered = sorted(value["explained"] for value in real.values())
-        result.notes.append(f"{len(real)} real figures: median share explained {ordered[len(ordered) // 2]:.2f}, from {ordered[0]:.2f} "
-                            f"to {ordered[-1]:.2f}.")  # fmt: skip
-    slow = [f"{name} {1000 * values['redrawn']['seconds']:.0f} ms" for name, values in result.numbers.items() if "redrawn" in values]
-    result.notes.append(f"Reading one figure, on one core of a busy machine: {', '.join(slow)}.")
+        add_real(result, Path(given.pictures))
+    taken = {name: values["redrawn"]["seconds"] for name, values in result.numbers.items() if name in sets}
+    slow = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in taken.items())
+    result.notes.append(f"Reading one figure on one core, with other work beside it: {slow}.")
     if not has_ocr():
-        result.notes.append("Without the extra `ocr`: words of the rich style are read by glyphs, which do not know letters of 6 px.")
+        result.notes.append("Without the extra `ocr`: words of the rich style are read by glyphs, which miss many of 6 px.")
     result.save()
 
 

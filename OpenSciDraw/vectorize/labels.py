@@ -56,7 +56,8 @@ def placed(text: str, ink: Box, color: Rgb, by: str) -> TextLine:
     if len(text) > 1:
         size = min(size, 1.08 * across / (right - left))
     if upward:
-        return TextLine(text, (ink[1] + ink[3]) / 2, ink[0] + (high - (bottom - top) * size) / 2 - top * size, size, color, ink, by, True)
+        baseline = ink[0] + (high - (bottom - top) * size) / 2 - top * size
+        return TextLine(text, (ink[1] + ink[3]) / 2, baseline, size, color, ink, by, True)
     middle = (ink[1] + ink[3]) / 2
     return TextLine(text, (ink[0] + ink[2]) / 2, middle - (top + bottom) / 2 * size, size, color, ink, by)
 
@@ -111,8 +112,8 @@ def _in_case(text: str, ink: np.ndarray) -> tuple[str, float]:
         return (text.upper() if text in _ONE_FORM else text), 1.0
     best = likeness(text, ink) - _oddity(text)
     for k, letter in enumerate(text):
-        others = [other for other in "Ili" if other != letter] if letter in "Ili" else [letter.swapcase()] if letter in _ONE_FORM else []
-        for other in others:
+        alike = "Ili" if letter in "Ili" else letter.swapcase() if letter in _ONE_FORM else ""
+        for other in alike.replace(letter, ""):
             changed = text[:k] + other + text[k + 1 :]
             like = likeness(changed, ink) - _oddity(changed)
             if like > best:

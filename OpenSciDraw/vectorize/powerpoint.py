@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import Any
 
 from OpenSciDraw.vectorize.figure import CYLINDER_CAP, Connector, Point, Rgb, Shape, TextLine, VectorFigure
+from OpenSciDraw.vectorize.freeform import element, free_form, middles
 from OpenSciDraw.vectorize.tikz import directions
 
 _LONGER_SIDE = 10 * 914400  # EMU; there are 914400 in an inch, 12700 in a point
@@ -95,10 +96,10 @@ class _Slide:
                 made.adjustments[0] = min(0.5, CYLINDER_CAP * (y1 - y0) / short)
         else:
             made = slide.shapes.add_shape(MSO_SHAPE.RECTANGLE, *box)
-            middles = _middles(shape)  # first, as in a rectangle: some programs know no more than four sites
-            sites = [*middles, *(end for end in ends if min(math.dist(end, at) for at in middles) > _NEAR_SITE * short)]
+            sides = middles(shape)  # first, as in a rectangle: some programs know no more than four sites
+            sites = [*sides, *(end for end in ends if min(math.dist(end, at) for at in sides) > _NEAR_SITE * short)]
             self.sites[shape.id] = [((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in sites]
-            _free_form(made, shape, self.sites[shape.id], (box[2], box[3]))
+            free_form(made, shape, self.sites[shape.id], (box[2], box[3]))
         made.name = shape.id
         _without_theme(made)
         made.fill.solid()
@@ -211,7 +212,7 @@ class _Slide:
                 span = _POINT * (-1 if mirrored[0] else 1)
                 frame.ext.cx = _POINT
             share = round(100000 * (self.emu(way.points[1][axis]) - self.emu(start[axis])) / span)
-            made.element.spPr.prstGeom.get_or_add_avLst().append(_element("a:gd", name="adj1", fmla=f"val {share}"))
+            made.element.spPr.prstGeom.get_or_add_avLst().append(element("a:gd", name="adj1", fmla=f"val {share}"))
 
 
 def _at(shape: Shape, site: Point) -> Point:
@@ -219,28 +220,10 @@ def _at(shape: Shape, site: Point) -> Point:
     return x0 + site[0] * (x1 - x0), y0 + site[1] * (y1 - y0)
 
 
-def _middles(shape: Shape) -> list[Point]:
-    """The middles of the sides of a shape: top, left, bottom, right."""
-    x0, y0, x1, y1 = shape.path
-    drop = 0.09 * (y1 - y0) if shape.kind == "trapezoid" else 0.0
-    return [((x0 + x1) / 2, y0 + drop), (x0, (y0 + y1) / 2), ((x0 + x1) / 2, y1 - drop), (x1, (y0 + y1) / 2)]
-
-
 def _rgb(color: Rgb) -> Any:
     from pptx.dml.color import RGBColor
 
     return RGBColor(*color)
-
-
-def _element(tag: str, **attributes: str) -> Any:
-    from pptx.oxml.ns import qn
-    from pptx.oxml.xmlchemy import OxmlElement
-
-    made = OxmlElement(tag)
-    assert made.tag == qn(tag)
-    for key, value in attributes.items():
-        made.set(key, value)
-    return made
 
 
 def _without_theme(made: Any) -> None:
@@ -255,58 +238,4 @@ def _heads(made: Any, way: Connector) -> None:
     for tag, there in (("a:headEnd", way.to_source), ("a:tailEnd", way.to_target)):
         if there:
             long, wide = (min(_HEAD_SIZES, key=lambda size: abs(size[0] - v / way.width))[1] for v in way.head)
-            line.append(_element(tag, type="triangle", w=wide, len=long))
-
-
-def _free_form(made: Any, shape: Shape, sites: Sequence[Point], size: tuple[int, int]) -> None:
-    """Replace the geometry of a rectangle by the shape's outline with its own connection sites."""
-    wide, high = size
-    form = _element("a:custGeom")
-    for tag in ("a:avLst", "a:gdLst", "a:ahLst"):
-        form.append(_element(tag))
-    ties = _element("a:cxnLst")
-    for u, v in sites:
-        tie = _element("a:cxn", ang="0")
-        tie.append(_element("a:pos", x=str(round(u * wide)), y=str(round(v * high))))
-        ties.append(tie)
-    form.append(ties)
-    form.append(_element("a:rect", l="0", t="0", r="r", b="b"))
-    paths = _element("a:pathLst")
-    path = _element("a:path", w=str(wide), h=str(high))
-    for step in _outline(shape, wide, high):
-        path.append(step)
-    paths.append(path)
-    form.append(paths)
-    geometry = made.element.spPr.prstGeom
-    geometry.addprevious(form)
-    geometry.getparent().remove(geometry)
-
-
-def _outline(shape: Shape, wide: int, high: int) -> list[Any]:
-    """The steps of a path of `wide` x `high` EMU; angles of arcs are in 60,000ths of a degree, clockwise."""
-
-    def step(tag: str, x: float, y: float) -> Any:
-        made = _element(tag)
-        made.append(_element("a:pt", x=str(round(x)), y=str(round(y))))
-        return made
-
-    def arc(across: float, down: float, start: int, swing: int) -> Any:
-        turn = {"stAng": str(start * 60000), "swAng": str(swing * 60000)}
-        return _element("a:arcTo", wR=str(round(across)), hR=str(round(down)), **turn)
-
-    x0, y0, x1, y1 = shape.path
-    scale = wide / (x1 - x0)
-    if corners := shape.corners():
-        points = [((x - x0) * scale, (y - y0) * scale) for x, y in corners]
-        return [step("a:moveTo", *points[0]), *(step("a:lnTo", *point) for point in points[1:]), _element("a:close")]
-    if shape.kind in ("ellipse", "circle"):
-        return [step("a:moveTo", 0, high / 2), arc(wide / 2, high / 2, 180, 360), _element("a:close")]
-    if shape.kind == "cylinder":
-        cap = CYLINDER_CAP * high / 2
-        return [step("a:moveTo", 0, cap), arc(wide / 2, cap, 180, 180), step("a:lnTo", wide, high - cap), arc(wide / 2, cap, 0, 180),
-                _element("a:close"), step("a:moveTo", 0, cap), arc(wide / 2, cap, 180, -180)]  # fmt: skip
-    r = max(0.0, shape.radius - shape.width / 2) * scale
-    if not r:
-        return [step("a:moveTo", 0, 0), *(step("a:lnTo", x, y) for x, y in ((wide, 0), (wide, high), (0, high))), _element("a:close")]
-    return [step("a:moveTo", 0, r), arc(r, r, 180, 90), step("a:lnTo", wide - r, 0), arc(r, r, 270, 90), step("a:lnTo", wide, high - r),
-            arc(r, r, 0, 90), step("a:lnTo", r, high), arc(r, r, 90, 90), _element("a:close")]  # fmt: skip
+            line.append(element(tag, type="triangle", w=wide, len=long))

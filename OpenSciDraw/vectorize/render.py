@@ -16,7 +16,8 @@ from OpenSciDraw.vectorize.svg import write_svg
 
 _INK = 12  # of 255: what differs from the paper by less is paper
 _SAME = 48  # of 255: two pixels are alike
-_SHIFT = 0.006  # of the longer side, at least 2 px: how far a line may lie from its place
+_SIDE = 320  # px: pictures are compared at this longer side at most
+_REACH = 2  # px there: how far a line may lie from its place
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,31 @@ def share_of(picture: Image.Image, drawn: Image.Image, figure: VectorFigure) -> 
     A pixel is explained where the drawn figure has nearly its colour within a short way, or where a text was read, whose
     font may be another.
     """
-    there, again = (np.asarray(image.convert("RGB"), np.int16) for image in (picture, drawn.resize(picture.size)))
+    scale = min(1.0, _SIDE / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    there, again = (np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.int16) for image in (picture, drawn))
     texts = np.zeros(there.shape[:2], bool)
     for line in figure.all_texts():
-        x0, y0, x1, y1 = (round(v) for v in line.box)
+        x0, y0, x1, y1 = (round(v * scale) for v in line.box)
         texts[max(0, y0 - 1) : y1 + 1, max(0, x0 - 1) : x1 + 1] = True
     paper = np.array(figure.paper, np.int16)
-    reach = max(2, round(_SHIFT * max(picture.size)))
-    explained, added = _matched(there, again, paper, reach, texts), _matched(again, there, paper, reach, texts)
-    return Share(explained, 1 - added)
+    return Share(_matched(there, again, paper, texts), 1 - _matched(again, there, paper, texts))
 
 
-def _matched(one: np.ndarray, other: np.ndarray, paper: np.ndarray, reach: int, texts: np.ndarray) -> float:
-    """Share of the ink of `one` (h, w, 3) that `other` has within `reach` pixels; 1 where there is no ink."""
+def _matched(one: np.ndarray, other: np.ndarray, paper: np.ndarray, texts: np.ndarray) -> float:
+    """Share of the ink of `one` (h, w, 3) that `other` has within `_REACH` pixels; 1 where there is no ink."""
     ink = np.abs(one - paper).max(2).astype(np.float64)
     ink[ink < _INK] = 0
     found = texts.copy()
     height, width = ink.shape
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            if dx * dx + dy * dy > reach * reach:
+    marked = np.abs(other - paper).max(2) >= _INK
+    for dy in range(-_REACH, _REACH + 1):
+        for dx in range(-_REACH, _REACH + 1):
+            if dx * dx + dy * dy > _REACH * _REACH:
                 continue
             a = slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx))
             b = slice(max(0, -dy), height + min(0, -dy)), slice(max(0, -dx), width + min(0, -dx))
-            near = np.abs(other[b] - paper).max(2) >= _INK
-            found[a] |= near & (np.abs(one[a] - other[b]).max(2) <= _SAME)
+            found[a] |= marked[b] & (np.abs(one[a] - other[b]).max(2) <= _SAME)
     return float((ink * found).sum() / ink.sum()) if ink.any() else 1.0
 
 

@@ -112,7 +112,8 @@ def stroke_color(pixels: np.ndarray, solid: np.ndarray) -> np.ndarray:
 def line_width(pixels: np.ndarray, path: np.ndarray, color: np.ndarray) -> float:
     """Width of the line along a path (n, 2), in its pixels: across the path, the sum of the shares of the line's colour.
 
-    Finer than a pixel; a thin line that is paler than `color` is so much thinner. The second half, where a head may be, does not count.
+    Finer than a pixel; a thin line that is paler than `color` is so much thinner. The second half, where a head may be, does
+    not count.
     """
     reach = 10
     away = color - 255

@@ -35,7 +35,8 @@ class _Writer:
         self.figure = figure
         self.pt = _scale(figure)
         colors = [figure.paper, *(c for s in figure.shapes for c in (s.fill, s.outline) if c)]
-        colors += [line.color for line in (*figure.lines, *figure.connectors, *figure.all_texts())]
+        colors += [line.color for line in figure.lines] + [way.color for way in figure.connectors]
+        colors += [line.color for line in figure.all_texts()]
         self.colors = {color: f"color{k + 1}" for k, color in enumerate(dict.fromkeys(colors))}
 
     def text(self) -> str:
@@ -52,8 +53,9 @@ class _Writer:
         body += [self.free_text(text) for text in figure.texts]
         fonts = "\\usepackage[T1]{fontenc}\n\\usepackage{textcomp}\n\\IfFileExists{lmodern.sty}{\\usepackage{lmodern}}{}\n"
         if any(ord(letter) > 255 for text in figure.all_texts() for letter in text.text):
-            fonts = "\\usepackage{fontspec} % letters beyond Latin: compile with lualatex or xelatex, and choose a font that has them\n"
-        start = f"\\begin{{tikzpicture}}[x={self.pt:.4f}pt, y=-{self.pt:.4f}pt, every node/.style={{inner sep=0pt}}, font=\\sffamily]\n"
+            fonts = "\\usepackage{fontspec} % letters beyond Latin: compile with lualatex, in a font that has them\n"
+        units = f"x={self.pt:.4f}pt, y=-{self.pt:.4f}pt"
+        start = f"\\begin{{tikzpicture}}[{units}, every node/.style={{inner sep=0pt}}, font=\\sffamily]\n"
         return (
             "\\documentclass[tikz,border=2pt]{standalone}\n" + fonts + "\\usetikzlibrary{arrows.meta,calc,shapes.geometric}\n"
             "\\begin{document}\n" + start + "".join(f"  {line}\n" for line in body) + "\\end{tikzpicture}\n\\end{document}\n"

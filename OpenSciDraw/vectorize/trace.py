@@ -91,7 +91,9 @@ def _part(seen: Seen, pixels: np.ndarray, region: Region, kind: str) -> _Part:
     rim = _rim(seen.work.rgb, pixels, region, scale)
     missing = (x1 - x0) * (y1 - y0) - float(region.mask[y0:y1, x0:x1].sum())
     short = min(x1 - x0, y1 - y0)
-    radius = min(0.5 * short, max(0.08 * short, math.sqrt(max(0.0, missing) / (4 - math.pi)))) if kind == "rounded rectangle" else 0.0
+    radius = 0.0
+    if kind == "rounded rectangle":  # what the corners lack of the box: (4 - pi) r²
+        radius = min(0.5 * short, max(0.08 * short, math.sqrt(max(0.0, missing) / (4 - math.pi))))
     box = (x0 + rim.inset) / scale, (y0 + rim.inset) / scale, (x1 - rim.inset) / scale, (y1 - rim.inset) / scale
     outline = None if rim.color is None else rgb(rim.color)
     shape = Shape("", kind, box, rgb(seen.as_seen(region.fill)), outline, rim.width / scale, radius / scale)
@@ -100,7 +102,7 @@ def _part(seen: Seen, pixels: np.ndarray, region: Region, kind: str) -> _Part:
 
 @dataclass(frozen=True)
 class _Rim:
-    """An outline: its colour (None: there is none), its width, and how far its outer edge lies inside the region's, in work pixels."""
+    """An outline in work pixels: colour (None: there is none), width, and how far its outer edge lies inside the region's."""
 
     color: np.ndarray | None
     width: float
