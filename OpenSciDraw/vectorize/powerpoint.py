@@ -1,7 +1,8 @@
 """The figure as a slide of PowerPoint: shapes with their text, and connectors that hang on the shapes' connection sites.
 
-Sites are those of ECMA-376's preset shapes (presetShapeDefinitions.xml). Where an arrow ends far from all of them, and for
-shapes that PowerPoint does not have, the shape is a free form with the same outline and with sites of its own.
+Sites are those of ECMA-376's preset shapes (presetShapeDefinitions.xml). A shape is a free form with the same outline and with
+sites of its own where an arrow ends far from all of them, where PowerPoint does not have it, and where arrows end on an
+ellipse or a cylinder, whose sites LibreOffice numbers otherwise than the standard.
 """
 
 from __future__ import annotations
@@ -18,16 +19,8 @@ from OpenSciDraw.vectorize.tikz import directions
 _LONGER_SIDE = 10 * 914400  # EMU; there are 914400 in an inch, 12700 in a point
 _POINT = 12700
 _NEAR_SITE = 0.16  # of a shape's shorter side: an end may move so far to reach a site
-_DIAGONAL = math.sqrt(0.125)
-_FOUR = ((0.5, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 0.5))  # top, left, bottom, right
-_SITES: dict[str, tuple[Point, ...]] = {
-    "rect": _FOUR, "roundRect": _FOUR, "diamond": _FOUR,
-    "ellipse": (
-        (0.5, 0.0), (0.5 - _DIAGONAL, 0.5 - _DIAGONAL), (0.0, 0.5), (0.5 - _DIAGONAL, 0.5 + _DIAGONAL),
-        (0.5, 1.0), (0.5 + _DIAGONAL, 0.5 + _DIAGONAL), (1.0, 0.5), (0.5 + _DIAGONAL, 0.5 - _DIAGONAL),
-    ),
-    "can": ((0.5, CYLINDER_CAP), *_FOUR),
-}  # fmt: skip
+_LEVEL = 1.5  # px: the ends of a level or upright arrow may be so far from their sites, and the arrow is straight
+_FOUR = ((0.5, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 0.5))  # top, left, bottom, right: of rectangles and diamonds
 _PRESET = {"rectangle": "rect", "rounded rectangle": "roundRect", "ellipse": "ellipse", "circle": "ellipse",
            "diamond": "diamond", "cylinder": "can"}  # fmt: skip
 _HEAD_SIZES = ((2.0, "sm"), (3.0, "med"), (5.0, "lg"))  # in line widths, as PowerPoint draws them
@@ -87,9 +80,10 @@ class _Slide:
         kinds = {"rect": MSO_SHAPE.RECTANGLE, "roundRect": MSO_SHAPE.ROUNDED_RECTANGLE, "ellipse": MSO_SHAPE.OVAL,
                  "diamond": MSO_SHAPE.DIAMOND, "can": MSO_SHAPE.CAN}  # fmt: skip
         short = min(x1 - x0, y1 - y0)
-        if preset and all(self.nearest(shape, _SITES[preset], end)[1] <= _NEAR_SITE * short for end in ends):
+        numbered_alike = preset not in ("ellipse", "can") or not ends
+        if preset and numbered_alike and all(self.nearest(shape, _FOUR, end)[1] <= _NEAR_SITE * short for end in ends):
             made = slide.shapes.add_shape(kinds[preset], *box)
-            self.sites[shape.id] = _SITES[preset]
+            self.sites[shape.id] = _FOUR
             if preset == "roundRect":
                 made.adjustments[0] = min(0.5, max(0.0, shape.radius - shape.width / 2) / short)
             elif preset == "can":
@@ -171,8 +165,11 @@ class _Slide:
             for shape, end in ((source, way.points[0]), (target, way.points[-1]))
         )
         start, end = _at(source, self.sites[source.id][first]), _at(target, self.sites[target.id][last])
+        for axis, turn in ((1, "h"), (0, "v")):  # boxes are a pixel off each other, the arrow between them is not slanted
+            if directions(way.points) == turn and abs(start[axis] - end[axis]) <= _LEVEL:
+                start, end = (_moved(at, axis, way.points[0][axis]) for at in (start, end))
         made = slide.shapes.add_connector(MSO_CONNECTOR.STRAIGHT, *(self.emu(v) for v in (*start, *end)))
-        # python-pptx moves the end to one of a rectangle's four sites; number and place are set anew for the others
+        # python-pptx knows a rectangle's four sites; the number and the place of others are set after it
         made.begin_connect(self.made[source.id], 0)
         made.end_connect(self.made[target.id], 0)
         ties = made.element.nvCxnSpPr.cNvCxnSpPr
@@ -218,6 +215,10 @@ class _Slide:
 def _at(shape: Shape, site: Point) -> Point:
     x0, y0, x1, y1 = shape.path
     return x0 + site[0] * (x1 - x0), y0 + site[1] * (y1 - y0)
+
+
+def _moved(point: Point, axis: int, to: float) -> Point:
+    return (to, point[1]) if axis == 0 else (point[0], to)
 
 
 def _rgb(color: Rgb) -> Any:
