@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 _LEVEL = 0.14  # rise over run below which a piece is level (or upright)
+_LINE = 4.0  # pixels: width of a line too short to be measured
 _NEAR = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
@@ -46,7 +47,7 @@ def route(ink: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             if total < best.get(to, math.inf):
                 best[to], came[to] = total, at
                 heapq.heappush(queue, (total, to))
-    if last not in came:
+    if last not in came or last == first:
         return np.array([start, end], float)
     path = [last]
     while path[-1] != first:
@@ -115,19 +116,21 @@ def line_width(pixels: np.ndarray, path: np.ndarray, color: np.ndarray) -> float
     Finer than a pixel; a thin line that is paler than `color` is so much thinner. The second half, where a head may be, does
     not count.
     """
+    if len(path) < 8:
+        return _LINE
     reach = 10
     away = color - 255
     widths = []
-    for k in range(4, max(5, len(path) // 2 - 3), 3):
-        ahead = path[min(k + 3, len(path) - 1)] - path[k - 3]
+    for k in range(3, max(4, len(path) // 2 - 3), 3):
+        ahead = path[k + 3] - path[k - 3]
         aside = np.array([-ahead[1], ahead[0]]) / max(1e-6, float(np.linalg.norm(ahead)))
-        at = path[min(k, len(path) - 1)] + np.arange(-reach, reach + 1)[:, None] * aside
+        at = path[k] + np.arange(-reach, reach + 1)[:, None] * aside
         x, y = (np.clip(np.round(at[:, i]).astype(int), 0, pixels.shape[1 - i] - 1) for i in (0, 1))
         share = np.clip((pixels[y, x] - 255) @ away / max(1.0, float(away @ away)), 0, 1)
         empty = np.flatnonzero(share < 0.1)
         first, last = empty[empty < reach], empty[empty > reach]
         widths.append(share[(first[-1] if len(first) else 0) : (last[0] if len(last) else len(share))].sum())
-    return max(1.0, float(np.median(widths))) if widths else 2.0
+    return max(1.0, float(np.median(widths))) if widths else _LINE
 
 
 def head_size(solid: np.ndarray, tip: np.ndarray, before: np.ndarray, width: float, unit: float) -> tuple[float, float]:

@@ -16,7 +16,9 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="the extra 'vectorize' is not installed")
 pytest.importorskip("resvg_py", reason="the extra 'vectorize' is not installed")
-pptx = pytest.importorskip("pptx", reason="the extra 'vectorize' is not installed")
+pytest.importorskip("pptx", reason="the extra 'vectorize' is not installed")
+
+import pptx
 
 from OpenSciDraw import cli
 from OpenSciDraw.drawn.figure import DrawnFigure, draw_figure
@@ -26,6 +28,7 @@ from OpenSciDraw.vectorize.figure import Connector, Point, Shape, TextLine, Vect
 from OpenSciDraw.vectorize.labels import has_ocr
 from OpenSciDraw.vectorize.powerpoint import write_pptx
 from OpenSciDraw.vectorize.render import draw, share_of
+from OpenSciDraw.vectorize.routes import line_width, route, simplified
 from OpenSciDraw.vectorize.svg import write_svg
 from OpenSciDraw.vectorize.tikz import escape_tex, write_tikz
 from OpenSciDraw.vectorize.trace import trace
@@ -133,8 +136,8 @@ def test_tikz_draws_edges_between_names_of_nodes(traced: list[tuple[DrawnFigure,
         edges = [line for line in text.splitlines() if "Triangle" in line or re.search(r"\\draw\[.*, -, ", line)]
         assert len(edges) == len(figure.connectors)
         for line, way in zip(edges, figure.connectors, strict=True):
-            assert [name for name in re.findall(r"[(\]]([\w-]+)\.[\w.-]+\)", line) if name in nodes][0] == way.source
-            assert re.findall(r"[(\]]([\w-]+)\.[\w.-]+\)", line)[-1] == way.target
+            named = re.findall(r"[(\]]([\w-]+)\.[\w.-]+\)", line)
+            assert named[0] == way.source and named[-1] == way.target
         for opening, closing in ("{}", "[]"):
             assert text.count(opening) == text.count(closing)
 
@@ -159,6 +162,15 @@ def path_of(connector: object) -> list[Point]:
         across, down = u * math.cos(turn) - v * math.sin(turn), u * math.sin(turn) + v * math.cos(turn)
         out.append((int(frame.off.x) + wide / 2 + across, int(frame.off.y) + high / 2 + down))
     return out
+
+
+def test_a_stroke_too_short_to_be_measured_is_still_a_line() -> None:
+    dot = np.zeros((20, 20), np.uint8)
+    dot[8:10, 8:10] = 1
+    start, end = np.array([8.0, 8.0]), np.array([8.2, 8.1])
+    path = route(dot, start, end)
+    assert path.shape == (2, 2) and simplified(path, 4.0).shape == (2, 2)
+    assert line_width(np.full((20, 20, 3), 255.0), path, np.zeros(3)) > 0
 
 
 BENDS: dict[str, tuple[Point, ...]] = {
