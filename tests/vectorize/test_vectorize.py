@@ -143,7 +143,7 @@ def test_tikz_draws_edges_between_names_of_nodes(traced: list[tuple[DrawnFigure,
 
 
 def path_of(connector: object) -> list[Point]:
-    """The points of a connector's preset in EMU, with its frame's mirroring and quarter turns (ECMA-376, presetShapeDefinitions)."""
+    """The points of a connector's preset (ECMA-376) in EMU, with its frame's mirroring and quarter turns."""
     shape = connector.element.spPr  # type: ignore[attr-defined]
     frame, kind = shape.xfrm, shape.prstGeom.get("prst")
     wide, high = int(frame.ext.cx), int(frame.ext.cy)
