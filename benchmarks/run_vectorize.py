@@ -63,9 +63,11 @@ def measure(figures: Sequence[DrawnFigure], ocr: bool, until: float) -> dict[str
     return {"figures": totals["seconds"], **{key: hits[key] / total for key, total in totals.items() if total}}
 
 
-def add_real(result: Result, folder: Path, ocr: bool) -> None:
+def add_real(result: Result, folder: Path, ocr: bool, until: float) -> None:
     real = {}
     for path in tqdm(sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg")), unit="picture"):
+        if time.monotonic() > until:
+            break
         picture = Image.open(path).convert("RGB")
         figure = trace(picture, ocr)
         share = share_of(picture, draw(figure), figure)
@@ -73,6 +75,8 @@ def add_real(result: Result, folder: Path, ocr: bool) -> None:
         real[path.stem] = {**counts, "explained": round(share.explained, 3), "added": round(share.added, 3)}
         print(path.stem, real[path.stem], flush=True)
     result.numbers["real figures"] = {"ocr": ocr, **real}
+    if not real:
+        return
     shares = sorted(value["explained"] for value in real.values())
     middle = shares[len(shares) // 2]
     said = f"{len(real)} real figures{', with OCR' if ocr else ''}"
@@ -81,7 +85,7 @@ def add_real(result: Result, folder: Path, ocr: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=500, help="figures of the small style; of the others a tenth as many")
+    parser.add_argument("--count", type=int, default=500, help="figures of the small style; of the others a quarter as many")
     parser.add_argument("--pictures", help="a folder of real figures")
     parser.add_argument("--ocr", action="store_true", help="read the rich style and real figures by OCR (the extra ocr)")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long, with the figures done so far")
@@ -89,14 +93,14 @@ def main() -> None:
     until = time.monotonic() + 60 * given.minutes
     columns = (*NAMES, "labels written", "explained", "added")
     result = Result("vectorize", "python benchmarks/run_vectorize.py", ["figures, redrawn", *columns])
-    tenth = given.count // 10
+    quarter = given.count // 4
     sets = {
-        "house style": [draw_figure(SEED, index, 128, style="house") for index in range(tenth)],
-        "rich diagrams at 256 px": [draw_figure(SEED, index, 256, kind) for kind in RICH for index in range(tenth // len(RICH))],
+        "house style": [draw_figure(SEED, index, 128, style="house") for index in range(quarter)],
+        "rich diagrams at 256 px": [draw_figure(SEED, index, 256, kind) for kind in RICH for index in range(quarter // len(RICH))],
         "small style": [draw_figure(SEED, index, 128, style="small") for index in range(given.count)],
     }
     if given.pictures:
-        add_real(result, Path(given.pictures), given.ocr)
+        add_real(result, Path(given.pictures), given.ocr, until)
     for name, figures in sets.items():
         ocr = given.ocr and name.startswith("rich")
         numbers = measure(figures, ocr, until)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import make_folder
@@ -23,6 +23,7 @@ from OpenSciDraw.vectorize.trace import trace
 
 FORMATS = ("svg", "tikz", "pptx")
 _ENDING = {"svg": ".svg", "tikz": ".tex", "pptx": ".pptx"}
+_READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, which a program would be run for
 _LEAST, _MOST = 32, 8192  # px of a side
 _MOST_PIXELS = 64_000_000
 _DIAGRAM = 0.5  # share of the ink from which a picture counts as read
@@ -34,19 +35,19 @@ def main(arguments: argparse.Namespace) -> int:
     if missing := [package for module, package in needed.items() if find_spec(module) is None]:
         raise UserError(f"scienceflow vectorize needs {', '.join(missing)}: pip install 'OpenSciDraw[vectorize]'.")
     paths = [Path(name) for name in arguments.pictures]
-    names = _names(paths)
+    targets = _targets(paths, arguments.out)
     ocr = has_ocr()
     if not ocr:
         print("No OCR is installed: only letters of the drawing font are read. For all texts: pip install 'OpenSciDraw[ocr]'.")
-    for path, name in zip(paths, names, strict=True):
+    for path, target in zip(paths, targets, strict=True):
         picture = read_picture(path)
-        folder = make_folder(Path(arguments.out) if arguments.out else path.parent)
+        make_folder(target.parent)
         figure = trace(picture, ocr)
-        written = write(figure, folder, name, formats)
+        written = write(figure, target, formats)
         drawn = draw(figure)
         share = share_of(picture, drawn, figure)
         if arguments.compare:
-            written.append(folder / f"{name}.compare.png")
+            written.append(target.with_name(f"{target.name}.compare.png"))
             zoom = max(1, round(512 / max(picture.size)))
             large = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
             side_by_side(large, draw(figure, zoom)).save(written[-1])
@@ -65,12 +66,12 @@ def _formats(given: str) -> list[str]:
     return formats
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The files' names without endings; pictures of one name would overwrite each other."""
-    names = [path.stem for path in paths]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"Several pictures are called {', '.join(twice)}: their files would have one name. Give them one by one.")
-    return names
+def _targets(paths: Sequence[Path], out: str | None) -> list[Path]:
+    """Where the files of each picture go, without their endings; two pictures would overwrite each other's in one place."""
+    targets = [(Path(out) if out else path.parent) / path.stem for path in paths]
+    if twice := sorted({str(target) for target in targets if targets.count(target) > 1}):
+        raise UserError(f"Files of several pictures would have one name: {', '.join(twice)}. Give the pictures one by one.")
+    return targets
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -79,23 +80,25 @@ def read_picture(path: Path) -> Image.Image:
     Raises UserError for what is no picture, or one of other than 32 to 8192 px a side.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_READ) as opened:
             wide, high = opened.size
             if not (_LEAST <= min(wide, high) and max(wide, high) <= _MOST and wide * high <= _MOST_PIXELS):
                 raise UserError(f"{path}: {wide} x {high} px. Sides of {_LEAST} to {_MOST} px are read.")
             layers = opened.convert("RGBA")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system, not of the picture
         raise UserError(f"{path}: not a picture that can be read ({str(error)[:200]}). Give PNG or JPEG.") from None
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
 
 
-def write(figure: VectorFigure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    """Write the figure as <name>.svg, .tex and .pptx; returns the files."""
+def write(figure: VectorFigure, target: Path, formats: Sequence[str]) -> list[Path]:
+    """Write the figure as `target` with .svg, .tex and .pptx behind it; returns the files."""
     files = []
     for kind in formats:
-        file = folder / f"{name}{_ENDING[kind]}"
+        file = target.with_name(target.name + _ENDING[kind])
         if kind == "pptx":
             file.write_bytes(write_pptx(figure))
         else:

@@ -60,9 +60,15 @@ def trace(picture: Image.Image, ocr: bool) -> VectorFigure:
     figure.connectors = [one for stroke in seen.strokes for one in _connectors(seen, stroke, parts)]
     figure.lines = _plot_lines(seen, pixels)
     free = [line for line, owner in zip(lines, owners, strict=True) if owner is None]
-    figure.texts = free or _plot_texts(seen)
+    figure.texts = free + [text for text in _plot_texts(seen) if not any(_over(text, line) for line in lines)]
     figure.shapes = [part.shape for part in sorted(parts, key=lambda part: -float(part.region.mask.sum()))]
     return regular(figure)
+
+
+def _over(text: TextLine, line: TextLine) -> bool:
+    """Whether the middle of a text lies in the box of a line: OCR has read it too."""
+    x, y = (text.box[0] + text.box[2]) / 2, (text.box[1] + text.box[3]) / 2
+    return line.box[0] <= x <= line.box[2] and line.box[1] <= y <= line.box[3]
 
 
 def _reading_order(shapes: Sequence[Shape]) -> list[int]:

@@ -25,7 +25,7 @@ from OpenSciDraw.drawn.figure import DrawnFigure, draw_figure
 from OpenSciDraw.evaluation.structure import pair_parts, score_structure
 from OpenSciDraw.reading.figure import ReadComponent
 from OpenSciDraw.vectorize.figure import Connector, Point, Shape, TextLine, VectorFigure
-from OpenSciDraw.vectorize.labels import has_ocr
+from OpenSciDraw.vectorize.labels import has_ocr, placed
 from OpenSciDraw.vectorize.powerpoint import write_pptx
 from OpenSciDraw.vectorize.render import draw, share_of
 from OpenSciDraw.vectorize.routes import line_width, route, simplified
@@ -238,16 +238,31 @@ def test_the_command_writes_files_that_open_and_says_how_much_it_read(tmp_path: 
     assert line["explained"] > 0.9 and line["files"] == [str(tmp_path / "a.svg")]
 
 
+def test_text_that_reads_upwards_is_turned_in_every_format() -> None:
+    line = placed("Energy", (20.0, 40.0, 32.0, 100.0), (0, 0, 0), "ocr")
+    assert line.upward and line.x == 70 and 20 < line.y < 33 and 8 < line.size < 20
+    figure = VectorFigure(200, 200, (255, 255, 255), texts=[line])
+    ink = np.nonzero(np.asarray(draw(figure).convert("L")) < 128)
+    box = (ink[1].min(), ink[0].min(), ink[1].max(), ink[0].max())
+    assert abs(box[0] - 20) < 2 and abs(box[2] - 32) < 2 and abs((box[1] + box[3]) / 2 - 70) < 2, box
+    assert "rotate=90" in write_tikz(figure)
+    shapes, _ = slide_of(figure)
+    assert shapes["text1"].rotation % 360 == 270  # type: ignore[attr-defined]
+
+
 def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_text("no picture")
     Image.new("RGB", (8, 40)).save(tmp_path / "small.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:6000])
     Image.new("RGB", (40, 40)).save(tmp_path / "b.png")
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "sub" / "b.png")
     for words, reason in (
         ([str(tmp_path / "none.png")], "no such file"), ([str(tmp_path / "a.png")], "not a picture"),
         ([str(tmp_path / "small.png")], "8 x 40 px"), ([str(tmp_path / "b.png"), "--format", "svg,dxf"], "no format 'dxf'"),
-        ([str(tmp_path / "b.png"), str(tmp_path / "sub" / "b.png")], "one name"),
+        ([str(tmp_path / "b.png"), str(tmp_path / "sub" / "b.png"), "--out", str(tmp_path)], "one name"),
+        ([str(tmp_path / "cut.png")], "not a picture"),
     ):  # fmt: skip
         assert cli.main(["vectorize", *words]) == 2
         assert reason in capsys.readouterr().err
