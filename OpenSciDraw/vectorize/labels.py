@@ -24,6 +24,7 @@ from OpenSciDraw.vectorize.figure import Box, Rgb, TextLine, clean
 _LEAST_SURE = 0.55  # correlation with the drawn font below which letters are no text; OCR's own confidence likewise
 _AT = 100  # px, font size of measurements
 _TALL = 1.5  # height / width from which a line of several letters reads upwards
+_ARROWS = "→←↑↓↔⇒⇐▶◀► "  # which OCR may take into the line beside them
 _ONE_FORM = "cCkKoOpPsSuUvVwWxXzZ"  # letters whose cases differ in height alone
 _ONE_SIZE = 0.12  # sizes that differ by less than this share are one
 
@@ -34,7 +35,7 @@ def has_ocr() -> bool:
 
 def ocr_lines(picture: Image.Image) -> list[Line]:
     """Lines that OCR is sure of, with visible text."""
-    found = [replace(line, text=clean(line.text)) for line in read_lines(picture)]
+    found = [replace(line, text=clean(line.text.strip(_ARROWS))) for line in read_lines(picture)]
     return [line for line in found if line.text and line.confidence >= _LEAST_SURE]
 
 
