@@ -92,7 +92,7 @@ def main() -> None:
     given = parser.parse_args()
     until = time.monotonic() + 60 * given.minutes
     columns = (*NAMES, "labels written", "explained", "added")
-    result = Result("vectorize", "python benchmarks/run_vectorize.py", ["figures, redrawn", *columns])
+    result = Result("vectorize", f"python benchmarks/run_vectorize.py --count {given.count}", ["figures, redrawn", *columns])
     quarter = given.count // 4
     sets = {
         "house style": [draw_figure(SEED, index, 128, style="house") for index in range(quarter)],
