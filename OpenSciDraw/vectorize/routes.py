@@ -130,7 +130,7 @@ def line_width(pixels: np.ndarray, path: np.ndarray, color: np.ndarray) -> float
         empty = np.flatnonzero(share < 0.1)
         first, last = empty[empty < reach], empty[empty > reach]
         widths.append(share[(first[-1] if len(first) else 0) : (last[0] if len(last) else len(share))].sum())
-    return max(1.0, float(np.median(widths))) if widths else _LINE
+    return max(1.0, float(np.percentile(widths, 30))) if widths else _LINE
 
 
 def head_size(solid: np.ndarray, tip: np.ndarray, before: np.ndarray, width: float, unit: float) -> tuple[float, float]:
