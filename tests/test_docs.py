@@ -77,7 +77,7 @@ def test_every_command_parses_and_its_files_exist(page: Path) -> None:
 def test_every_named_command_exists(page: Path) -> None:
     helped = build_parser().format_help()
     for name in re.findall(r"`scienceflow (\w+)", prose(page)):
-        assert re.search(rf"^ +{name} ", helped, re.M), f"{name_of(page)}: scienceflow {name}"
+        assert re.search(rf"^ +{name}( |$)", helped, re.M), f"{name_of(page)}: scienceflow {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
