@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from OpenSciDraw import __version__
 from OpenSciDraw.bench.options import add_options as add_bench_options
+from OpenSciDraw.captions.options import add_options as add_caption_options
 from OpenSciDraw.errors import UserError, run_command
 from OpenSciDraw.illustrate.options import add_options as add_illustrate_options
 from OpenSciDraw.quiet import start_logging
@@ -50,6 +51,9 @@ def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     prepare.add_argument("--out", required=True, metavar="DIR", help="folder for figures, reasons, data card and contact sheet")
     _add_engine(prepare)
     _add_overrides(prepare, "dpi=300 min_side=256 limits.seconds=60")
+
+    meaning = "captions for figures, by a vision-language model (continues where it stopped; 1: some are missing)"
+    add_caption_options(_command(commands, "caption", _caption, meaning))
 
     encode = _command(commands, "encode", _encode, "figures -> encoded samples on disk (continues where it stopped)")
     encode.add_argument("config", metavar="CONFIG", help="Python config file")
@@ -130,6 +134,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     export.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
     _add_weight_commands(commands)
+    _add_vectorize(commands)
     draw = _command(commands, "draw", _draw, "figures drawn by the program, with captions and ground truth")
     draw.add_argument("out", metavar="OUT", help="folder to write to")
     draw.add_argument("--count", type=_count, required=True, metavar="N", help="number of figures")
@@ -140,6 +145,15 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     styles = ("rich", "small", "house", "mixed")
     draw.add_argument("--style", choices=styles, help="rich (default), or those of the embedded model (default of edits: small)")
     draw.add_argument("--edits", action="store_true", help="pairs before and after an edit, with instructions (small and house)")
+
+
+def _add_vectorize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    vectorize = _command(commands, "vectorize", _vectorize, "pictures of diagrams -> SVG, TikZ and PowerPoint that can be edited")
+    vectorize.add_argument("pictures", nargs="+", metavar="PICTURE", help="PNG or JPEG of a diagram of boxes and arrows")
+    vectorize.add_argument("--format", default="svg,tikz,pptx", metavar="A,B", help="svg, tikz, pptx (default: all three)")
+    vectorize.add_argument("--out", metavar="DIR", help="folder for the files (default: where the picture is)")
+    vectorize.add_argument("--compare", action="store_true", help="also NAME.compare.png: the original beside what was read")
+    vectorize.add_argument("--json", action="store_true", help="what was read as JSON, a line for each picture")
 
 
 def _add_loras(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +260,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return pipeline.main(arguments)
 
 
+def _caption(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.captions import run as caption
+
+    return caption.main(arguments)
+
+
 def _encode(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.config import load_config
 
@@ -342,6 +362,12 @@ def _extract(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.inference.merge import extract_main
 
     return extract_main(arguments)
+
+
+def _vectorize(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.vectorize import run as vectorize
+
+    return vectorize.main(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,8 @@ from report import BENCHMARKS, RESULTS
 
 NAMES = ("startup", "encode", "sample", "train_step", "step_counts", "store", "layouts", "text_storage")
 # Gigabytes of disk, ten minutes or more, pictures that are not part of this repository, or packages that are no part of `dev`.
-ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution", "structure", "precision", "preferences", "prefer")
+ASIDE = ("million", "kinds", "duplicates", "text_fidelity", "distribution", "structure", "precision", "preferences", "prefer",
+         "vectorize")
 HEADER = """# Benchmarks
 
 Repeat: `make bench`, or `python benchmarks/run_all.py`; one alone: `python benchmarks/run_<name>.py`. Every number, each

@@ -19,7 +19,7 @@ class Scripted(ThreadingHTTPServer):
     def __init__(self, *script: Callable[[BaseHTTPRequestHandler, dict], None]):
         self.script, self.bodies, self.headers_seen = list(script), [], []
         super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:

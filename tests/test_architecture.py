@@ -11,8 +11,8 @@ PACKAGE = "OpenSciDraw"
 # From the bottom to the top: a room uses those above its line alone. The modules beside them are for all (errors, flow,
 # quiet, registry) or use all (cli).
 ROOMS = (
-    "utils config drawn figures reading prepare store parallel models weights datasets encode train_iteration_funcs inference "
-    "evaluation preferences validation_funcs training planning reporting bench illustrate"
+    "utils config drawn figures reading vectorize prepare store parallel models captions weights datasets encode "
+    "train_iteration_funcs inference evaluation preferences validation_funcs training planning reporting bench illustrate"
 ).split()
 FOR_ALL = {"__init__", "errors", "flow", "quiet", "registry"}
 

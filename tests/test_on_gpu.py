@@ -192,12 +192,14 @@ def test_a_lora_learns_and_its_base_stands_still(trained) -> None:  # type: igno
     assert all(p.grad is None for p in training.model.transformer.parameters() if not p.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"master_weights": "bf16", "use_8bit_adam": True}], ids=["fp32", "bf16-8bit"])
 def test_all_weights_learn(changes: dict, trained) -> None:  # type: ignore[no-untyped-def]
     before, after = held_out(trained("full", **FULL, **changes, max_train_steps=3, validation_steps=3))
     assert after < before - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"use_lora": False, "master_weights": "bf16", "use_8bit_adam": True}], ids=["lora", "full-bf16-8bit"]
 )
@@ -219,6 +221,7 @@ def test_a_checkpoint_holds_the_weights_in_training(trained) -> None:  # type: i
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.slow
 # -- memory ----------------------------------------------------------------------------------------
 def test_recomputing_all_some_or_none_gives_the_same_bits(trained, plain: Outcome) -> None:  # type: ignore[no-untyped-def]
     some = trained("some", **EXACT, gradient_checkpointing=True, activation_memory_gb=0.004)
@@ -230,7 +233,7 @@ def test_blocks_in_cpu_memory_train_to_the_same_bits(trained, plain: Outcome) ->
     assert plain.same(Outcome.of(trained("away", **EXACT, **RECOMPUTED, offload=True, resident_blocks=2)))
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8", "fp8", "nf4")])
 def test_a_quantised_base_trains_close_to_its_own(kind: str, trained, plain: Outcome, device: torch.device) -> None:  # type: ignore[no-untyped-def]
     package = "bitsandbytes" if kind == "nf4" else "torchao"
     if importlib.util.find_spec(package) is None or (kind == "nf4" and device.type != "cuda"):
@@ -239,6 +242,7 @@ def test_a_quantised_base_trains_close_to_its_own(kind: str, trained, plain: Out
     assert found == pytest.approx(plain.losses, rel=0.03) and found != plain.losses
 
 
+@pytest.mark.slow
 def test_products_in_8_bit_floats_train_close_to_bf16(trained, plain: Outcome, device: torch.device) -> None:  # type: ignore[no-untyped-def]
     if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this card has no products of 8-bit floats")
@@ -251,6 +255,7 @@ def test_8_bit_state_follows_adamw(trained, plain: Outcome) -> None:  # type: ig
     assert losses(trained("8bit", mixed_precision="bf16", use_8bit_adam=True)) == pytest.approx(plain.losses, rel=0.01)
 
 
+@pytest.mark.slow
 def test_prodigy_finds_a_rate_and_trains(trained, device: torch.device) -> None:  # type: ignore[no-untyped-def]
     weight = nn.Parameter(torch.zeros(64, 64, device=device))
     target = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(device)
@@ -279,6 +284,7 @@ def test_the_average_lies_between_the_weights_of_the_steps(trained) -> None:  # 
         assert (average[name] >= values.amin(0) - 1e-7).all() and (average[name] <= values.amax(0) + 1e-7).all()
 
 
+@pytest.mark.slow
 # -- pictures ---------------------------------------------------------------------------------------
 def test_validation_and_sample_draw_the_same_picture(trained, device: torch.device) -> None:  # type: ignore[no-untyped-def]
     from OpenSciDraw.inference import sample
@@ -307,7 +313,7 @@ def test_these_tests_pass_on_the_card_of_this_machine(device: torch.device) -> N
     environment.pop(VISIBLE)
     if before != "all":
         environment[VISIBLE] = before
-    command = [sys.executable, "-m", "pytest", __file__, "--device", "cuda", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", __file__, "--device", "cuda", "-m", "gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-8000:]
 

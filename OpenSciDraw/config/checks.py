@@ -39,7 +39,8 @@ def require_agreement(config: Config) -> None:
     """Raises CrossFieldError with everything that does not agree."""
     checks = (
         _registered_names, _optimizer, _platform, _adapter, _adapter_kind, _weights, _memory, data_problems, captions_problems,
-        sources_problems, mixed_problems, _preferences, _rewards, _validation, distillation_problems, validation_model_problems,
+        sources_problems, mixed_problems, _preferences, _rewards, _token_routing, _validation, distillation_problems,
+        validation_model_problems,
     )  # fmt: skip
     problems = [problem for check in checks for problem in check(config)]
     if problems:
@@ -248,6 +249,19 @@ def _rewards(config: Config) -> list[Problem]:
     if "held_out_loss" in settings.watch and not config.held_out_examples:
         message = "held_out_loss is watched, and held_out_examples = 0 measures none. Set held_out_examples, or reward.watch = {}."
         found.append((("reward.watch", "held_out_examples"), message))
+    return found
+
+
+def _token_routing(config: Config) -> list[Problem]:
+    if not config.token_routing.share:
+        return []
+    found: list[Problem] = []
+    if config.trains_preferences or config.trains_rewards or config.distills:
+        message = f"{config.train_iteration_func_name!r} compares forwards of one picture, which must run on the same tokens. "
+        found.append((("token_routing.share", "train_iteration_func_name"), message + "Set token_routing.share = 0."))
+    if config.compile_blocks is True:
+        message = "compiled blocks do not take another number of tokens by hooks. Set compile_blocks = False, or share = 0."
+        found.append((("token_routing.share", "compile_blocks"), message))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The parts of a config that belong to one way of training each: preferences and how groups are made, distillation, rewards."""
+"""The parts of a config that belong to one way of training each: preferences, token routing, distillation, rewards."""
 
 from __future__ import annotations
 
@@ -68,6 +68,9 @@ class PreferConfig(Section):
     )
     limit: int | None = key(None, "Prefer", "Only the first prompts; None = all.", "prompts", ge=1)
     pictures: int = key(8, "Prefer", "Pictures of each prompt, each from noise of its own.", "pictures", ge=2)
+    include_figure: bool = key(
+        False, "Prefer", "The last picture of each prompt is the data's own figure, not drawn: a winner where all drawn ones fail."
+    )
     axes: PreferAxes = key(PreferAxes, "Prefer", "dict(component=..., arrow=..., text=...): the score of each axis.")
     min_reward: float = key(0.70, "Prefer", "Least reward of a winner; the reward is the mean of the axes' scores.", "reward")
     min_gap: float = key(
@@ -79,6 +82,16 @@ class PreferConfig(Section):
     other_gap_weight: float = key(
         0.50, "Prefer", "Losers rank by the gap on their axis less this times the mean of the others.", ge=0
     )
+
+
+class TokenRoutingConfig(Section):
+    """Which part of a picture's tokens goes past the middle blocks while training (TREAD, docs/token-routing.md)."""
+
+    share: float = key(
+        0.0, "Token routing", "Share of a picture's tokens that goes past the routed blocks; 0 = none.", "of tokens", ge=0, lt=1
+    )
+    first_block: int = key(2, "Token routing", "First routed block; 0 is the transformer's first, -1 its last.", "block")
+    last_block: int = key(-3, "Token routing", "Last routed block, itself included.", "block")
 
 
 class DistillConfig(Section):

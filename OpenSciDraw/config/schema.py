@@ -14,7 +14,13 @@ from OpenSciDraw.config.checks import PREFERENCE_OBJECTIVES, REWARD_OBJECTIVE, r
 from OpenSciDraw.config.data_checks import FIGURE_DATASET, GROUP_DATASET, MIXED_DATASET, SOURCES_DATASET
 from OpenSciDraw.config.drawing import DISTILLATION
 from OpenSciDraw.config.following import objective_of, with_base_path
-from OpenSciDraw.config.objective_sections import DistillConfig, PreferConfig, PreferenceConfig, RewardConfig
+from OpenSciDraw.config.objective_sections import (
+    DistillConfig,
+    PreferConfig,
+    PreferenceConfig,
+    RewardConfig,
+    TokenRoutingConfig,
+)
 from OpenSciDraw.config.sections import (
     DatasetConfig,
     EncodeConfig,
@@ -237,6 +243,9 @@ class Config(Section):
     )
     distill: DistillConfig = key(
         DistillConfig, "Distill", "dict(steps=..., guidance=...): learning to draw in few steps (trajectory_distillation)."
+    )
+    token_routing: TokenRoutingConfig = key(
+        TokenRoutingConfig, "Token routing", "dict(share=..., first_block=..., last_block=...): tokens routed past blocks (TREAD)."
     )
     reward: RewardConfig = key(RewardConfig, "Reward", "dict(metrics=..., group_size=...): the objective 'reward'.")
     prefer: PreferConfig = key(PreferConfig, "Prefer", "dict(figures=..., pictures=...): groups of preferences from own pictures.")

@@ -182,11 +182,16 @@ class Evaluator:
                 for example, picture in zip(batch.examples, pictures, strict=True):
                     path = self.pictures / picture_name(example.id)
                     save_picture(picture, path)
-                    record = {"id": example.id, "file": path.name, "prompt": example.prompt, "width": example.width,
-                              "height": example.height, "seconds": round(seconds, 4)}  # fmt: skip
-                    records.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    records.write(self.record(example, seconds))
                 records.flush()
                 bar.update(len(pictures))
+
+    @staticmethod
+    def record(example: Example, seconds: float) -> str:
+        """The line that says that an example's picture is there, drawn in so many seconds."""
+        record = {"id": example.id, "file": picture_name(example.id), "prompt": example.prompt, "width": example.width,
+                  "height": example.height, "seconds": round(seconds, 4)}  # fmt: skip
+        return json.dumps(record, ensure_ascii=False) + "\n"
 
     # -- numbers -----------------------------------------------------------------------------------
     def measure(self) -> list[Measured]:

@@ -1,9 +1,9 @@
-"""What a source says of a figure beside its picture: one caption or several with weights, an edit's boxes, the figure's weight."""
+"""What a source says of a figure beside its picture: captions with weights, an edit's boxes, its weight, notes about it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ class Wanted:
     caption_weights: tuple[float, ...] = ()  # one for each of `captions`, or none
     lines: bool = False  # each line of a .txt or .caption is a caption
     weight: str | None = None
+    optional: bool = False  # a figure without a caption is listed too, with "" as its caption
+    notes: tuple[str, ...] = ()  # further columns or keys with texts about a figure
 
     def names(self, found: Iterable[str]) -> tuple[str, ...]:
         """The columns with captions among those found: all that are named, or the first that is known."""
@@ -35,28 +37,45 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Described:
-    """`captions` are at least one, each once; `weights` are theirs, of sum 1."""
+    """`captions` are at least one, each once; `weights` are theirs, of sum 1; `notes` are (column, text)."""
 
     captions: tuple[str, ...]
     weights: tuple[float, ...]
     boxes: Boxes = ()
     weight: float = 1.0
+    notes: tuple[tuple[str, str], ...] = ()
 
     def of(self, ref: FigureRef) -> FigureRef:
         """`ref` with what is said of it; with one caption alone nothing is said of several."""
-        ref = replace(ref, caption=self.captions[0], edit_boxes=self.boxes, weight=self.weight)
+        ref = replace(ref, caption=self.captions[0], edit_boxes=self.boxes, weight=self.weight, notes=self.notes)
         return ref if len(self.captions) == 1 else replace(ref, captions=self.captions, caption_weights=self.weights)
+
+NOTHING = Described(("",), (1.0,))  # of a figure that may be without a caption
+
+
+class NoCaption(RejectedFigure):
+    """There is none, or it is empty."""
 
 
 def described_row(row: Mapping[str, Any], names: Sequence[str], wanted: Wanted) -> Described:
     """What a row of a list or table, or a caption's .json, says. Raises RejectedFigure with the reason."""
-    captions, weights = _captions(row, names, wanted)
-    return Described(captions, weights, boxes_in(row), weight_in(row, wanted.weight))
+    try:
+        captions, weights = _captions(row, names, wanted)
+    except NoCaption:
+        if not wanted.optional:
+            raise
+        captions, weights = NOTHING.captions, NOTHING.weights
+    return Described(captions, weights, boxes_in(row), weight_in(row, wanted.weight), tuple(_notes(row, wanted.notes)))
 
 
 def described_text(data: bytes, wanted: Wanted) -> Described:
     """What a caption's .txt says. Raises RejectedFigure."""
-    text = clean_caption(data)
+    try:
+        text = clean_caption(data)
+    except NoCaption:
+        if not wanted.optional:
+            raise
+        return NOTHING
     lines = [line for line in text.split("\n") if line.strip()] if wanted.lines else [text]
     return Described(*_merged([(line, 1.0) for line in lines]))
 
@@ -70,7 +89,7 @@ def described_json(name: str, data: bytes, wanted: Wanted) -> Described:
     except ValueError as error:
         raise RejectedFigure(f"caption unreadable: {name}: {error}") from error
     names = wanted.names(values) if isinstance(values, dict) else ()
-    if not names:
+    if not names and not (wanted.optional and isinstance(values, dict)):
         raise RejectedFigure(f"no caption: {name} has no key {' or '.join(wanted.captions or CAPTION_COLUMNS)}")
     return described_row(values, names, wanted)
 
@@ -87,6 +106,16 @@ def weight_in(row: Mapping[str, Any], column: str | None) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise RejectedFigure(f"weight: {column} = {number:g}, and a weight is a number of at least 0")
     return number
+
+
+def _notes(row: Mapping[str, Any], columns: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in columns:
+        cell = row.get(name)
+        values = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                  for value in (cell if isinstance(cell, (list, tuple)) else [cell])]  # fmt: skip
+        texts = [text.strip() for text in values if isinstance(text, str) and text.strip()]
+        if texts:
+            yield name, "; ".join(texts)
 
 
 def _captions(row: Mapping[str, Any], names: Sequence[str], wanted: Wanted) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -106,7 +135,7 @@ def _captions(row: Mapping[str, Any], names: Sequence[str], wanted: Wanted) -> t
             except RejectedFigure as error:
                 problem = problem or error
     if not found:
-        raise problem or RejectedFigure("no caption")
+        raise problem or NoCaption("no caption")
     return _merged(found)
 
 
@@ -144,10 +173,10 @@ def clean_caption(raw: object) -> str:
     try:
         caption = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
         if not isinstance(caption, str):
-            raise RejectedFigure("no caption" if raw is None else f"no caption: {type(raw).__name__}, not a text")
+            raise NoCaption("no caption") if raw is None else RejectedFigure(f"no caption: {type(raw).__name__}, not a text")
         caption.encode()
     except UnicodeError as error:
         raise RejectedFigure(f"caption not UTF-8: {error.reason}") from error  # type: ignore[attr-defined]
     if not (caption := caption.replace("\r\n", "\n").replace("\r", "\n").strip()):
-        raise RejectedFigure("empty caption")
+        raise NoCaption("empty caption")
     return caption

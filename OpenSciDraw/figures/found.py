@@ -120,7 +120,7 @@ class Listing:
         for name in self.wanted.captions:
             if name not in present:
                 raise self._no_column("caption", name, (), present, file)
-        if not self.wanted.names(present):
+        if not self.wanted.names(present) and not self.wanted.optional:
             raise self._no_column("caption", None, CAPTION_COLUMNS, present, file)
 
     @staticmethod

@@ -41,6 +41,8 @@ def list_figures(
     caption_lines: bool = False,
     mask_column: str | None = None,
     weight_column: str | None = None,
+    optional_captions: bool = False,
+    note_columns: Sequence[str] = (),
 ) -> tuple[list[FigureRef], list[Rejection]]:
     """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
 
@@ -61,8 +63,10 @@ def list_figures(
     `caption_lines` the lines of its .txt. x.mask.png beside x.png, or `mask_column`, says where it counts in the loss, and
     `weight_column` (also a key of x.json) how much.
     A second caption for one picture is kept under the id 'path#hash of the caption'. Figures without a caption
-    are rejected: they would teach nothing. `max_figures` keeps the first ones, `min_quality` ('low', 'medium', 'high') rows
-    of such a tier (columns quality, quality_tier), `where` rows with these values ({'split': 'gen_768'}).
+    are rejected: they would teach nothing; with `optional_captions` they are listed, with "" as caption. `note_columns` are
+    columns (or keys of x.json) with further texts about a figure, kept where they are there. `max_figures` keeps the first
+    ones, `min_quality` ('low', 'medium', 'high') rows of such a tier (columns quality, quality_tier), `where` rows with these
+    values ({'split': 'gen_768'}).
 
     Raises UserError when the source is missing, unknown or without usable figures, has no such columns, or several splits
     of which none is chosen.
@@ -77,7 +81,7 @@ def list_figures(
     if not path.exists():
         raise UserError(f"There is no figure source {source} (working directory: {Path.cwd()}). {_allowed()}")
     captions = (caption_column,) if isinstance(caption_column, str) else tuple(caption_column or ())
-    wanted = Wanted(captions, tuple(caption_weights), caption_lines, weight_column)
+    wanted = Wanted(captions, tuple(caption_weights), caption_lines, weight_column, optional_captions, tuple(note_columns))
     root = path if path.is_dir() else path.parent
     listing = Listing(root, image_column, wanted, min_quality, where, reference_column, mask_column)
     scan(listing, path)
@@ -89,12 +93,15 @@ def list_figures(
     return listing.refs[:max_figures], listing.rejections
 
 
-def figures_of(encode: EncodeConfig) -> tuple[list[FigureRef], list[Rejection]]:
+def figures_of(
+    encode: EncodeConfig, optional_captions: bool = False, note_columns: Sequence[str] = ()
+) -> tuple[list[FigureRef], list[Rejection]]:
     """The figures of `encode.figures`, read by that section's keys, as `list_figures` has them."""
     return list_figures(
         str(encode.figures), encode.image_column, encode.caption_column, encode.max_figures, encode.min_quality, encode.where,
         encode.reference_column, caption_weights=encode.caption_weights, caption_lines=encode.caption_lines,
-        mask_column=encode.mask_column, weight_column=encode.weight_column,
+        mask_column=encode.mask_column, weight_column=encode.weight_column, optional_captions=optional_captions,
+        note_columns=note_columns,
     )  # fmt: skip
 
 

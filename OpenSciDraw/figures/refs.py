@@ -29,6 +29,7 @@ class FigureRef:
     where they are known, are the places that the edit changes: x0, y0, x1, y1 in pixels of this picture.
     Of a figure with several captions, `captions` are all of them, `caption` the first, and `caption_weights`, of sum 1, how often
     each is trained on. `mask` is a picture whose brightness says where the figure counts in the loss, `weight` how much it does.
+    `notes` are (column, text) of what else its source says of it, where that was asked for.
     """
 
     id: str
@@ -43,6 +44,7 @@ class FigureRef:
     caption_weights: tuple[float, ...] = field(default=(), kw_only=True)
     mask: FigureRef | None = field(default=None, kw_only=True)
     weight: float = field(default=1.0, kw_only=True)
+    notes: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
 
     def read(self) -> bytes:
         """The picture file's bytes. Raises RejectedFigure when they cannot be read."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.decode import RejectedFigure
-from OpenSciDraw.figures.described import Described, Wanted, described_json, described_text
+from OpenSciDraw.figures.described import NOTHING, Described, Wanted, described_json, described_text
 from OpenSciDraw.figures.edits import beside, masks_beside
 from OpenSciDraw.figures.found import (
     OTHER,
@@ -116,7 +116,7 @@ def _tables(directory: Path, names: list[str]) -> list[str]:
 def _sidecar(path: Path, beside: str | None, wanted: Wanted) -> Described | RejectedFigure:
     """What the file `beside` a picture says of it, or why it says nothing."""
     if beside is None:
-        return RejectedFigure(f"no caption: expected {path.stem}.txt, .caption or .json beside it")
+        return NOTHING if wanted.optional else RejectedFigure(f"no caption: expected {path.stem}.txt, .caption or .json beside it")
     try:
         data = path.with_name(beside).read_bytes()
         return described_json(beside, data, wanted) if beside.lower().endswith(".json") else described_text(data, wanted)

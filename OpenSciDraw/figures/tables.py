@@ -36,7 +36,7 @@ def add_table(listing: Listing, file: Path) -> None:
     }  # fmt: skip
     own_id = name.decode() if (name := (schema.metadata or {}).get(ID_COLUMN)) is not None and not by_path[image] else None
     needed = [*captions, *(column for column, is_path in by_path.items() if is_path), *([own_id] if own_id else [])]
-    needed += [name for name in (BOX_COLUMN, CAPTION_WEIGHTS, columns["weight"]) if name in schema.names]
+    needed += [name for name in (BOX_COLUMN, CAPTION_WEIGHTS, columns["weight"], *listing.wanted.notes) if name in schema.names]
     names = list(dict.fromkeys([*needed, *listing.filter.columns(schema.names, file)]))
     try:
         for number, values in enumerate(columns_of(file, names)):

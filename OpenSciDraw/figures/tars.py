@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from OpenSciDraw.figures.decode import RejectedFigure
-from OpenSciDraw.figures.described import Described, described_json, described_text
+from OpenSciDraw.figures.described import NOTHING, Described, described_json, described_text
 from OpenSciDraw.figures.edits import MOST_REFERENCES, beside, masks_beside
 from OpenSciDraw.figures.found import OTHER, PICTURES, VECTOR, Listing, changed
 from OpenSciDraw.figures.refs import SpanRef
@@ -118,6 +118,8 @@ def _add_sample(listing: Listing, file: Path, opened: IO[bytes], changed_ns: int
 def _said(listing: Listing, key: str, opened: IO[bytes], parts: Mapping[str, _Member]) -> Described:
     """What the file beside a picture says of it. Raises RejectedFigure."""
     end = next((end for suffix in CAPTION_FILES if (end := suffix[1:]) in parts), None)
+    if end is None and listing.wanted.optional:
+        return NOTHING
     if end is None:
         raise RejectedFigure(f"no caption: expected {os.path.basename(key)}.txt, .caption or .json beside it")
     part = parts[end]

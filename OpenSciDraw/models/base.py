@@ -78,6 +78,7 @@ class FigureModel(Components):
     text_sees_pictures: ClassVar[bool] = False  # whether its text encoder reads these pictures too: text then belongs to an edit
     embeds_guidance: ClassVar[bool] = False  # whether guidance is an input of the transformer, in place of a second pass
     embedded_guidance = 1.0  # that input while training; `build_model` sets it
+    routes_tokens: ClassVar[bool] = False  # whether its blocks can run on part of a picture's tokens (`of_tokens`)
     # layers of one module that are called with the same tensor: their adapters are computed together (weights/adapters.py)
     shared_inputs: ClassVar[tuple[tuple[str, ...], ...]] = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
@@ -163,6 +164,13 @@ class FigureModel(Components):
         `references`: normalised latents, each (B, Cn, h_i, w_i), of the pictures that are edited; of a family that `edits` alone.
         """
 
+    def of_tokens(self, arguments: dict[str, Any], kept: Tensor, text: int) -> dict[str, Any]:
+        """A block's arguments by name, less its hidden states, for the image tokens `kept` (K,) alone, of a text of `text` tokens.
+
+        A family whose `routes_tokens` overrides it: what belongs to a token's place, above all its rotary embedding.
+        """
+        raise NotImplementedError(f"{self.family} does not say what of a block's arguments belongs to a token")
+
     # -- inference -----------------------------------------------------------------------------------
     def pipeline_level(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """What the released pipeline gives the transformer for `sigma` with latents of `dtype`; most round 1000 sigma to it."""
@@ -185,9 +193,16 @@ class FigureModel(Components):
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         """The pipeline's noise levels (steps + 1,), descending to 0, for a picture of `tokens` tokens."""
 
-    @abstractmethod
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """What the pipeline's class takes beside scheduler, VAE, transformer and a text encoder, which is None."""
+        return {"tokenizer": None}
+
     def pipeline(self, transformer: nn.Module) -> Any:
         """The diffusers pipeline around `transformer`; prompts go in as embeddings."""
+        parts = {"scheduler": self._scheduler(), "vae": self.pipeline_vae(), "text_encoder": None, "transformer": transformer}
+        pipe = self.pipeline_class(**parts, **self.pipeline_arguments())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     @abstractmethod
     def sample(

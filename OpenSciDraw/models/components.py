@@ -58,6 +58,7 @@ class Components(ABC):
         # training sets them where an objective asks for one
         self.reference_policy: Callable[[], AbstractContextManager[Any]] | None = None
         self.old_policy: Callable[[], AbstractContextManager[Any]] | None = None
+        self.route_tokens: Callable[[object], None] | None = None  # the key by which the next forward's tokens are drawn
 
     @property
     def vae(self) -> Any:

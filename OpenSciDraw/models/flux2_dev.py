@@ -79,8 +79,8 @@ class Flux2Dev(Flux2Klein):
         return torch.full((batch,), self.embedded_guidance, device=device)  # the transformer multiplies by 1000 itself
 
     # -- inference ----------------------------------------------------------------------------
-    def _marks(self) -> dict[str, Any]:
-        return {}
+    def pipeline_arguments(self) -> dict[str, Any]:
+        return {"tokenizer": None}
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

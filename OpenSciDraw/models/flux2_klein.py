@@ -34,7 +34,7 @@ class Flux2Klein(FigureModel):
     block_layers = (
         "to_k,to_q,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,linear_in,linear_out,to_qkv_mlp_proj,attn.to_out"
     )
-    edits = True
+    edits = routes_tokens = True
     text_layers: ClassVar[tuple[int, ...]] = TEXT_LAYERS
     base_models = "black-forest-labs/FLUX.2-klein-base-9B or black-forest-labs/FLUX.2-klein-base-4B"
 
@@ -159,6 +159,10 @@ class Flux2Klein(FigureModel):
         )[0]
         return out[:, : height * width].transpose(1, 2).reshape(batch, -1, height, width)
 
+    def of_tokens(self, arguments: dict[str, Any], kept: Tensor, text: int) -> dict[str, Any]:
+        places = torch.cat([torch.arange(text, device=kept.device), kept + text])  # of text and picture in one table
+        return {**arguments, "image_rotary_emb": tuple(table[places] for table in arguments["image_rotary_emb"])}
+
     # -- inference ----------------------------------------------------------------------------
     def inference_sigmas(self, tokens: int, steps: int) -> Tensor:
         scheduler = self._scheduler()
@@ -166,15 +170,8 @@ class Flux2Klein(FigureModel):
         scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps))
         return scheduler.sigmas
 
-    def _marks(self) -> dict[str, Any]:
-        """Of model_index.json, which the pipeline obeys."""
-        return {"is_distilled": self.is_distilled}
-
-    def pipeline(self, transformer: nn.Module) -> Any:
-        parts: Any = (self._scheduler(), self.pipeline_vae(), None, None, transformer)
-        pipe = self.pipeline_class(*parts, **self._marks())
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    def pipeline_arguments(self) -> dict[str, Any]:
+        return {**super().pipeline_arguments(), "is_distilled": self.is_distilled}
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

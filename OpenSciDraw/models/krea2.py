@@ -141,13 +141,9 @@ class Krea2(QwenImage):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
         return scheduler.sigmas
 
-    def pipeline(self, transformer: nn.Module) -> Krea2Pipeline:
-        pipe = Krea2Pipeline(
-            self._scheduler(), self.pipeline_vae(), None, None, transformer,  # type: ignore[arg-type]
-            text_encoder_select_layers=self._states, is_distilled=self.is_distilled,
-        )  # fmt: skip
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    def pipeline_arguments(self) -> dict[str, Any]:
+        marks = {"text_encoder_select_layers": self._states, "is_distilled": self.is_distilled}
+        return {**super().pipeline_arguments(), **marks}
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

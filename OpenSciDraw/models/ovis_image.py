@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
 from diffusers.loaders.lora_pipeline import ZImageLoraLoaderMixin
 from diffusers.pipelines.ovis_image.pipeline_ovis_image import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3Model
 
 from OpenSciDraw.errors import UserError
@@ -113,11 +113,6 @@ class OvisImage(WithAutoencoderKL):
         mu = calculate_shift(tokens, *(scheduler.config.get(name, default) for name, default in given.items()))
         scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist(), mu=mu)
         return scheduler.sigmas
-
-    def pipeline(self, transformer: nn.Module) -> OvisImagePipeline:
-        pipe = OvisImagePipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

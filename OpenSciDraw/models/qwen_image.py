@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from OpenSciDraw.errors import UserError
@@ -48,6 +48,7 @@ class QwenImage(FigureModel):
         "img_mlp.net.2,txt_mlp.net.0.proj,txt_mlp.net.2"
     )
     pipeline_text_limit = 1024
+    routes_tokens = True
 
     # -- components ---------------------------------------------------------------------------
     def load_vae(self, dtype: torch.dtype = torch.float32) -> None:
@@ -144,6 +145,12 @@ class QwenImage(FigureModel):
         )[0]
         return out.transpose(1, 2).unflatten(2, (height, width))
 
+    def of_tokens(self, arguments: dict[str, Any], kept: Tensor, text: int) -> dict[str, Any]:
+        image, of_text = arguments["image_rotary_emb"]
+        index = arguments.get("modulate_index")  # (B, image tokens): which are of the picture that is edited
+        index = None if index is None else index[:, kept]
+        return {**arguments, "image_rotary_emb": (image[kept], of_text), "modulate_index": index}
+
     # -- inference ----------------------------------------------------------------------------
     def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:
         """The pipeline's guidance: each token of the combination gets back the norm that it had with the prompt alone."""
@@ -158,11 +165,6 @@ class QwenImage(FigureModel):
         )
         scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist(), mu=mu)
         return scheduler.sigmas
-
-    def pipeline(self, transformer: nn.Module) -> QwenImagePipeline:
-        pipe = QwenImagePipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

@@ -176,11 +176,8 @@ class QwenImage21(QwenImage):
     def guide(self, wanted: Tensor, unwanted: Tensor, guidance: float) -> Tensor:
         return FigureModel.guide(self, wanted, unwanted, guidance)  # without Qwen-Image's norm
 
-    def pipeline(self, transformer: nn.Module) -> QwenImage21Pipeline:
-        processor = self._load_processor()
-        pipe = QwenImage21Pipeline(self._scheduler(), self.pipeline_vae(), None, processor, transformer)  # type: ignore[arg-type]
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    def pipeline_arguments(self) -> dict[str, Any]:
+        return {"processor": self._load_processor()}
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

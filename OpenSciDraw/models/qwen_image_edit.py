@@ -14,7 +14,7 @@ from diffusers import QwenImageEditPlusPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as released
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
@@ -133,12 +133,8 @@ class QwenImageEdit(QwenImage):
         return out[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
     # -- inference ----------------------------------------------------------------------------
-    def pipeline(self, transformer: nn.Module) -> Any:
-        pipe = QwenImageEditPlusPipeline(
-            self._scheduler(), self.pipeline_vae(), None, None, None, transformer  # type: ignore[arg-type]
-        )
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    def pipeline_arguments(self) -> dict[str, Any]:
+        return {"tokenizer": None, "processor": None}
 
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,

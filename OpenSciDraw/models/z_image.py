@@ -108,11 +108,6 @@ class ZImage(WithAutoencoderKL):
         scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps), mu=mu)
         return scheduler.sigmas
 
-    def pipeline(self, transformer: nn.Module) -> ZImagePipeline:
-        pipe = ZImagePipeline(self._scheduler(), self.pipeline_vae(), None, None, transformer)  # type: ignore[arg-type]
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
     def sample(
         self, pipe: Any, prompt_rows: Sequence[Tensor], negative_row: Tensor, *, width: int, height: int, steps: int,
         guidance: float, seeds: Sequence[int], images: Sequence[Any] = (),

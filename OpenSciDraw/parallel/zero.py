@@ -141,8 +141,8 @@ def set_masters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Ten
     """The fp32 weights that DeepSpeed keeps, exactly as saved (the engine made its own from bf16)."""
     from deepspeed.utils import safe_set_full_fp32_param
 
-    for name, parameter in parameters.items():
-        safe_set_full_fp32_param(parameter, values[name])
+    for name, value in values.items():
+        safe_set_full_fp32_param(parameters[name], value)
 
 
 def gathered_master(parameter: Tensor) -> Tensor | None:

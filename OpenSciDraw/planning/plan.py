@@ -18,7 +18,8 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.parallel.sharding import repeated_blocks
 from OpenSciDraw.planning.gpus import GPUS
-from OpenSciDraw.planning.step_cost import Shape, Step, planned_model, shapes, step_cost
+from OpenSciDraw.planning.shapes import Shape, shapes
+from OpenSciDraw.planning.step_cost import Step, planned_model, step_cost
 from OpenSciDraw.store.codec import encoded_bytes
 from OpenSciDraw.training.memory.activations import RESERVE
 from OpenSciDraw.training.optimizers.choice import optimizer_bytes
@@ -251,14 +252,13 @@ def plan_with_changes(config: Config, gpu: str, gpus: int, engine: str, mfu: flo
 def format_plan(plan: Plan) -> str:
     """The plan as text."""
     gpu, largest, typical = GPUS[plan.gpu], plan.steps[-1].shape, plan.steps[0]
-    way = plan.engine if plan.gpus > 1 else "one process"
     beside = "reference" if _BESIDE[False] in plan.memory else "2nd base"
     counts = f"{plan.trainable / 1e6:,.2f} M trained, {plan.frozen / 1e6:,.2f} M frozen"
     lines = [
         f"{plan.model}, shapes from {plan.shapes_from}",
         f"  parameters  {counts}; text encoder {plan.text_encoder / 1e6:,.0f} M",
-        f"  devices     {plan.gpus} x {plan.gpu} ({gpu.memory_gb:.1f} GB, {gpu.tflops:.0f} TFLOP/s), {way}; "
-        f"effective batch {plan.effective_batch}",
+        f"  devices     {plan.gpus} x {plan.gpu} ({gpu.memory_gb:.1f} GB, {gpu.tflops:.0f} TFLOP/s), "
+        f"{plan.engine if plan.gpus > 1 else 'one process'}; effective batch {plan.effective_batch}",
         "",
         f"  memory of a device in training, at its largest picture ({largest.width} x {largest.height}):",
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
@@ -19,32 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 from OpenSciDraw.config import Config
 from OpenSciDraw.config.drawing import drawing_of_teacher
 from OpenSciDraw.datasets.batch import AXES
-from OpenSciDraw.encode.work import store_folder
-from OpenSciDraw.errors import UserError
-from OpenSciDraw.figures.buckets import buckets
 from OpenSciDraw.inference.pictures import draw_guidance
 from OpenSciDraw.models.base import FigureModel, TextBatch, build_model
 from OpenSciDraw.parallel.sharding import block_lists
-from OpenSciDraw.store.encoded import EncodedStore
-from OpenSciDraw.store.table import StoreTable
+from OpenSciDraw.planning.shapes import Shape
 from OpenSciDraw.training.memory.activations import ActivationBudget, keeps, measure_saved_bytes
+from OpenSciDraw.training.token_routing import TokenRouting, routed_blocks
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.weights import trainable
 from OpenSciDraw.weights.kinds import switched_off
 from OpenSciDraw.weights.precision import autocast_type, compute_throughout
 from OpenSciDraw.weights.trainable import resolve_lora_layers
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One size of picture in training: pixels, image tokens (references' too), text tokens, and how much of the data has it."""
-
-    height: int
-    width: int
-    tokens: int
-    text: int
-    share: float
-    references: tuple[tuple[int, int], ...] = ()  # height and width of the pictures that an edit starts from
 
 
 @dataclass(frozen=True)
@@ -109,47 +93,6 @@ def count_flops() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={attention: forward_flops, backward: backward_flops})
 
 
-def shapes(model: FigureModel, config: Config) -> list[Shape]:
-    """Sizes of the store that the config names, with their shares; without one, all buckets of its resolution alike."""
-    text, multiple = model.text_shape()[0], model.pixel_multiple
-    if any(side % multiple for bucket in buckets(config.encode.resolution) for side in (bucket.height, bucket.width)):
-        raise UserError(f"encode.resolution = {config.encode.resolution}: this model's sides are multiples of {multiple} px.")
-    counts: Counter[_Size] = Counter()
-    if not config.dataset.is_remote and EncodedStore.is_store(folder := store_folder(config)):
-        store = EncodedStore(folder, with_text=config.text == "stored")
-        lengths = store.text.lengths()[store.text_row].tolist() if store.text is not None else [text] * len(store.figures)
-        typical = -(-sum(lengths) // len(lengths)) if len(set(lengths)) > 1 else lengths[0]
-        references = [()] * len(store.figures) if store.references is None else _sizes_of_references(store, store.references)
-        counts.update((h, w, typical, made_of) for (h, w), made_of in zip(_sizes(store.figures), references, strict=True))
-    else:
-        sizes = [(bucket.height, bucket.width) for bucket in buckets(config.encode.resolution)]
-        counts.update((*size, text, (size,) if model.only_edits else ()) for size in sizes)
-    by_tokens: dict[int, list[tuple[_Size, int]]] = {}
-    for size, count in counts.items():  # sizes with equally many tokens cost the same
-        pictures = [size[:2], *size[3]]
-        tokens = sum(height // multiple * (width // multiple) for height, width in pictures)
-        by_tokens.setdefault(tokens, []).append((size, count))
-    out = []
-    for tokens, sizes_of in sorted(by_tokens.items()):
-        (height, width, length, made_of), _ = max(sizes_of, key=lambda item: item[1])
-        share = sum(count for _, count in sizes_of) / counts.total()
-        out.append(Shape(height, width, tokens, length, share, made_of))
-    return out
-
-
-_Size = tuple[int, int, int, tuple[tuple[int, int], ...]]  # height, width, tokens of text, (height, width) of references
-
-
-def _sizes(table: StoreTable) -> list[tuple[int, int]]:
-    """(height, width) of each row."""
-    return list(zip(table.numbers("bucket_h").tolist(), table.numbers("bucket_w").tolist(), strict=True))
-
-
-def _sizes_of_references(store: EncodedStore, references: StoreTable) -> list[tuple[tuple[int, int], ...]]:
-    sizes = _sizes(references)
-    return [tuple(sizes[at] for at in store.references_of(row)) for row in range(len(store.figures))]
-
-
 @dataclass(frozen=True)
 class _Run:
     """FLOPs and kept bytes of one micro-step, with all activations kept and with every block recomputed."""
@@ -210,6 +153,8 @@ def forwards_beside(config: Config) -> float:
     steps, teacher = config.distill.steps, drawing_of_teacher(config)
     own = (steps - 1) / 2 if config.distill.inputs == "student" else 0.0  # of samples that begin at the steps alike
     return own + teacher.steps // steps * (2 if teacher.guidance > 1 else 1)
+
+
 def _drawing_forwards(config: Config) -> float:
     """Forwards of the whole batch by which a micro-step's pictures are drawn, shared out over the steps that learn from them."""
     steps: float = config.reward.draw_steps or config.num_inference_steps
@@ -217,8 +162,8 @@ def _drawing_forwards(config: Config) -> float:
     return steps * (2 if draw_guidance(config) > 1 else 1) / config.reward.steps_per_round if config.trains_rewards else 0
 
 
-def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int]) -> _Run:
-    """A micro-step of the transformer with only the first `blocks` of each of its lists."""
+def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int], routed: range | None = None) -> _Run:
+    """A micro-step of the transformer with only the first `blocks` of each of its lists; `routed`: those that see fewer tokens."""
     transformer = model.empty_transformer(trainable.loading_dtype(config))
     layers = resolve_lora_layers(transformer, config.lora_layers) if config.use_lora else []
     for name, count in blocks.items():
@@ -229,9 +174,14 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
     with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
         model.transformer = _as_fake(transformer)
         compute_throughout(model, transformer, config)
+        if routed:
+            settings = config.token_routing.model_copy(update={"first_block": routed[0], "last_block": routed[-1]})
+            TokenRouting(model, transformer, settings)
         noisy, text, references = _inputs(model, shape, config.train_batch_size * pictures_of_a_sample(config))
 
         def forward() -> Tensor:
+            if routed and model.route_tokens:
+                model.route_tokens("any")
             with torch.autocast("cpu", dtype=torch.float16, enabled=autocast_type(config, model) == "fp16"):
                 return model.velocity(noisy, torch.full((len(noisy),), 0.5), text, *([references] if references else []))
 
@@ -255,20 +205,44 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
     return _Run(numbers[0], numbers[1], numbers[2], numbers[3], drawing)
 
 
+def _routed_block(
+    model: FigureModel, config: Config, shape: Shape, few: dict[str, int], name: str, count: int
+) -> tuple[_Run, _Run]:  # fmt: skip
+    """One block of a list, as it is and between others that see only part of the tokens."""
+    before = sum(few[other] for other in list(few)[: list(few).index(name)])
+    there = min(count, 3)
+    less, more = ({**few, name: there - 1}, {**few, name: there})
+    fewer = _run(model, config, shape, less)
+    plain = _run(model, config, shape, more).minus(fewer)
+    last = before + there - 1
+    narrow = _run(model, config, shape, more, range(last, last + 1))
+    if count < 4:  # its input, kept where it is recomputed, is still that of all tokens
+        return plain, narrow.minus(fewer)
+    return plain, _run(model, config, shape, {**few, name: 4}, range(last, last + 2)).minus(narrow)
+
+
 def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
     """One training micro-step at `shape`, with activations kept within `budget` bytes where blocks are recomputed.
 
-    Blocks of one list cost the same, so two and three of each are run and the rest is a straight line.
+    Blocks of one list cost the same, so two and three of each are run and the rest is a straight line; so are those that see
+    only part of the tokens, between others that do.
     """
     with planned_model(config) as (model, _):
         lists = {name: len(blocks) for name, blocks in block_lists(model.empty_transformer()).items()}
         few = {name: min(2, count) for name, count in lists.items()}
         start = whole = _run(model, config, shape, few)
         each: list[_Run] = []  # of every block, in order
+        routed = routed_blocks(config.token_routing, sum(lists.values()))
         for name, count in lists.items():
+            here = range(len(each), len(each) + count)
             one = _run(model, config, shape, {**few, name: 3}).minus(start) if count > 2 else _Run(0, 0, 0, 0)
             whole = whole.plus(one, count - few[name])
             each += [one] * count
+            if within := [at for at in here if at in routed]:
+                plain, narrow = _routed_block(model, config, shape, few, name, count)
+                whole = whole.plus(narrow.minus(plain), len(within))
+                for at in within:
+                    each[at] = narrow if count > 2 else _Run(0, 0, 0, 0)
     largest = max((one.kept for one in each), default=0)
     if not config.gradient_checkpointing:
         return Step(shape, whole.flops, whole.kept, largest, len(each), len(each), round(whole.drawing))

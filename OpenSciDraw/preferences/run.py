@@ -109,6 +109,11 @@ def _prompts(config: Config, settings: PreferConfig) -> list[Example]:
     found = load_examples(settings.figures, settings.limit, encode.resolution, *columns)
     if edits := [example.id for example in found if example.sources]:
         raise UserError(f"{settings.figures}: {edits[0]} is an edit. Preferences of edits are not trained on: give other prompts.")
+    if settings.include_figure and (alone := [example.id for example in found if example.reference is None]):
+        raise UserError(
+            f"prefer.include_figure: the prompt {alone[0]} has no figure, nor have {len(alone) - 1} others. Give figures with "
+            "captions or drawn ones as --figures, or set it to False."
+        )
     return found
 
 
@@ -158,10 +163,13 @@ def _folder(target: Target, trained: Trained | None, evaluate: EvaluateConfig) -
 def _evaluator(
     prompts: Sequence[Example], settings: PreferConfig, evaluate: EvaluateConfig, folder: Path, target: Target, part: str = ""
 ) -> SeveralPictures:
-    from OpenSciDraw.preferences.seeds import SeveralPictures, pictures_of
+    from OpenSciDraw.preferences.seeds import SeveralPictures, picture_id, pictures_of
 
     examples = [example for prompt in prompts for example in pictures_of(prompt, settings.pictures)]
-    return SeveralPictures(folder, examples, _metrics(evaluate, folder, target), evaluate, part)
+    made = SeveralPictures(folder, examples, _metrics(evaluate, folder, target), evaluate, part)
+    if settings.include_figure:
+        made.figures = frozenset(picture_id(prompt.id, settings.pictures - 1) for prompt in prompts)
+    return made
 
 
 def _draw_and_score(

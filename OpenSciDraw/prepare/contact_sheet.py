@@ -13,6 +13,7 @@ from PIL import Image
 from OpenSciDraw.figures.decode import RejectedFigure, decode_picture
 
 _SIDE = 320  # px of a thumbnail's longer side: sharp at 160 CSS px on screens of two pixels a point
+_SHORT = 160  # characters of a text that are shown before it is opened
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1rem; }
@@ -22,6 +23,7 @@ figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow:
 figure img { display: block; width: 100%; height: 150px; object-fit: contain; background: #fff; }
 figcaption { padding: 8px 10px; font-size: 12.5px; overflow-wrap: anywhere; }
 figcaption b { display: block; font-size: 11.5px; opacity: .75; font-weight: 600; }
+figcaption b:not(:first-child) { margin-top: 7px; }
 details summary { cursor: pointer; }
 .tables { display: flex; flex-wrap: wrap; gap: 10px 48px; align-items: flex-start; font-size: 13.5px; }
 caption { text-align: left; font-weight: 600; padding: 6px 0; }
@@ -32,11 +34,12 @@ td:not(:first-child), th:not(:first-child) { text-align: right; font-variant-num
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of the sheet: the bytes of its file, a line about it, and its caption."""
+    """A picture of the sheet: the bytes of its file, a line about it, its caption, and further texts, each with a line."""
 
     image: bytes
     line: str
     caption: str
+    further: Sequence[tuple[str, str]] = ()
 
 
 def contact_sheet(
@@ -62,12 +65,17 @@ def _row(cells: Sequence[str], tag: str) -> str:
 
 
 def _figure(tile: Tile) -> str:
-    caption = html.escape(tile.caption)
-    short = html.escape(tile.caption[:160]) + ("…" if len(tile.caption) > 160 else "")
-    text = f"<details><summary>{short}</summary>{caption}</details>" if len(tile.caption) > 160 else short
+    said = [(tile.line, tile.caption), *tile.further]
+    texts = "".join(f"<b>{html.escape(line)}</b>{_text(text)}" for line, text in said)
     source, alt = _thumbnail(tile.image), html.escape(tile.caption[:120], quote=True)
-    line = f"<b>{html.escape(tile.line)}</b>"
-    return f'<figure><img loading=lazy alt="{alt}" src="{source}"><figcaption>{line}{text}</figcaption></figure>\n'
+    return f'<figure><img loading=lazy alt="{alt}" src="{source}"><figcaption>{texts}</figcaption></figure>\n'
+
+
+def _text(text: str) -> str:
+    """A text; of a long one its beginning, which opens."""
+    if len(text) <= _SHORT:
+        return html.escape(text)
+    return f"<details><summary>{html.escape(text[:_SHORT])}…</summary>{html.escape(text)}</details>"
 
 
 def _thumbnail(data: bytes) -> str:

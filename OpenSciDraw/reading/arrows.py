@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,20 @@ _DARK = 120  # luma below which a pixel is ink
 _FAINT = 200  # luma of a slanted line of one pixel: ink where it joins pixels that are dark
 
 
-def find_arrows(work: Work, regions: Sequence[Region], inside: np.ndarray) -> list[ReadArrow]:
+@dataclass
+class Stroke:
+    """A connected stroke that joins shapes: masks (h, w, uint8 0/1) of all its ink and of its dark ink, and its arrows.
+
+    `contacts`: (place of a region, (x, y) of the ink near it in work pixels).
+    """
+
+    ink: np.ndarray
+    solid: np.ndarray
+    contacts: list[tuple[int, np.ndarray]]
+    arrows: list[ReadArrow]
+
+
+def find_strokes(work: Work, regions: Sequence[Region], inside: np.ndarray) -> list[Stroke]:
     import cv2
 
     unit = work.scale
@@ -25,7 +39,7 @@ def find_arrows(work: Work, regions: Sequence[Region], inside: np.ndarray) -> li
     )
     count, blobs, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     near = [cv2.dilate(r.mask, np.ones((3, 3), np.uint8), iterations=round(4.2 * unit)) for r in regions]
-    arrows: list[ReadArrow] = []
+    strokes: list[Stroke] = []
     for index in range(1, count):
         if max(stats[index, cv2.CC_STAT_WIDTH], stats[index, cv2.CC_STAT_HEIGHT]) < 4 * unit:
             continue
@@ -35,8 +49,8 @@ def find_arrows(work: Work, regions: Sequence[Region], inside: np.ndarray) -> li
             continue
         contacts = [(k, _centroid(stroke & mask, solid & mask)) for k, mask in enumerate(near) if (stroke & mask).any()]
         if len(contacts) >= 2:
-            arrows += _connected(solid, contacts, unit)
-    return arrows
+            strokes.append(Stroke(stroke, solid, contacts, _connected(solid, contacts, unit)))
+    return strokes
 
 
 def _centroid(faint: np.ndarray, solid: np.ndarray) -> np.ndarray:

@@ -85,14 +85,19 @@ def read_text(ink: np.ndarray) -> str:
 
 
 def _lines(ink: np.ndarray) -> Sequence[np.ndarray]:
-    """The rows of each line; a band too low for a line is the dots of the one below it."""
+    return [ink[top:bottom] for top, bottom in line_bands(ink)]
+
+
+def line_bands(ink: np.ndarray) -> list[tuple[int, int]]:
+    """First and end of the rows of each line; a band too low for a line is the dots of the one below it."""
     bands = _runs(ink, 0.5, 1)
     tallest = max((y1 - y0 for y0, y1 in bands), default=0)
-    lines, top = [], None
+    lines: list[tuple[int, int]] = []
+    top = None
     for y0, y1 in bands:
         top = y0 if top is None else top
         if y1 - y0 > 0.4 * tallest:
-            lines.append(ink[top:y1])
+            lines.append((top, y1))
             top = None
     return lines
 

@@ -189,6 +189,11 @@ def shape_of(mask: np.ndarray, scale: float) -> str:
 
 def _label(work: Work, region: Region) -> str:
     """The text in a shape's middle."""
+    return read_text(label_ink(work, region))
+
+
+def label_ink(work: Work, region: Region) -> np.ndarray:
+    """(h, w) of the region's box: the ink in 0..1 of the text in the shape's middle."""
     import cv2
 
     x0, y0, x1, y1 = region.box
@@ -197,7 +202,7 @@ def _label(work: Work, region: Region) -> str:
     luma = work.luma[y0:y1, x0:x1]
     paper = float(np.median(luma[inner > 0])) if inner.any() else 255.0
     ink = np.clip((0.92 * paper - luma) / max(1.0, 0.92 * paper - 40), 0, 1) * inner
-    return read_text(_without_outline(ink, inner, work.scale))
+    return _without_outline(ink, inner, work.scale)
 
 
 def _without_outline(ink: np.ndarray, inner: np.ndarray, scale: float) -> np.ndarray:

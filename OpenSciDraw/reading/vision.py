@@ -7,21 +7,47 @@ work, so that strokes of one pixel have width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
 from OpenSciDraw.drawn.canvas import PALETTE
-from OpenSciDraw.reading.arrows import find_arrows
+from OpenSciDraw.reading.arrows import Stroke, find_strokes
 from OpenSciDraw.reading.figure import ReadFigure, ReadText, Work
 from OpenSciDraw.reading.glyphs import read_text
-from OpenSciDraw.reading.shapes import find_regions, read_component
+from OpenSciDraw.reading.shapes import Region, find_regions, read_component
 
 WORK_SIDE = 512  # pixels of the longer side that the work is done at
+_TINT = 200  # of 255: paper at least as light as this in all channels is tinted, not coloured
 _AXIS = 165  # luma of an axis, which a model draws less evenly than a program
+
+
+@dataclass
+class Seen:
+    """What was read, and where: `regions` in the order of the figure's components, the strokes of its arrows.
+
+    `paper`: colour (3,) of the picture's border. A light one is a tint, which `work` is free of.
+    """
+
+    figure: ReadFigure
+    work: Work
+    regions: list[Region]
+    strokes: list[Stroke]
+    paper: np.ndarray
+
+    def as_seen(self, color: np.ndarray) -> np.ndarray:
+        """A colour (3,) of `work` as it is in the picture, tint included."""
+        return color * (self.paper / 255) if self.paper.min() > _TINT else color
 
 
 def read_figure(picture: Image.Image) -> ReadFigure:
     """Read a picture (any mode, any size) of at least 32 px."""
+    return see(picture).figure
+
+
+def see(picture: Image.Image) -> Seen:
+    """As `read_figure`, with the masks of what was read."""
     import cv2
 
     pixels = np.asarray(picture.convert("RGB"), np.float32)
@@ -29,10 +55,11 @@ def read_figure(picture: Image.Image) -> ReadFigure:
     size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
     rgb = np.clip(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA), 0, 255)
     paper = np.median(np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]), axis=0)
-    if paper.min() > 200:  # a tint of the paper is no colour of the figure
+    if paper.min() > _TINT:  # a tint of the paper is no colour of the figure
         rgb = np.clip(rgb * (255 / paper), 0, 255)
     work = Work(rgb, rgb @ np.array([0.299, 0.587, 0.114], np.float32), scale)
     figure = ReadFigure()
+    strokes: list[Stroke] = []
     regions = find_regions(work)
     figure.axes = _axes(work)
     inside = np.zeros(work.luma.shape, np.uint8)
@@ -43,8 +70,9 @@ def read_figure(picture: Image.Image) -> ReadFigure:
         figure.curves = _curves(work, figure.axes)
         figure.texts = _outer_texts(work, inside, figure.axes)
     else:
-        figure.arrows = find_arrows(work, regions, inside)
-    return figure
+        strokes = find_strokes(work, regions, inside)
+        figure.arrows = [arrow for stroke in strokes for arrow in stroke.arrows]
+    return Seen(figure, work, regions, strokes, paper)
 
 
 # -- plots --------------------------------------------------------------------------------------------

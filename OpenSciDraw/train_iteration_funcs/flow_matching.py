@@ -86,6 +86,8 @@ def flow_matching_loss(model: FigureModel, batch: Batch, place: Place, config: C
     target = flow.velocity_target(clean, noise)
     if config.dataset.keeps_base and batch.keeps_base is not None:
         target = kept_target(model, batch.keeps_base, place, _Inputs(noisy, sigma, rows, references), target)
+    if model.route_tokens is not None:
+        model.route_tokens((place.seed, place.micro_step, ids[0]))
     predicted = _velocity(model, noisy, sigma, text, references)
     error = (predicted.float() - target).pow(2)
     per_sample = weighted = error.flatten(1).mean(1)

@@ -35,6 +35,7 @@ from OpenSciDraw.training.optimizers import choice as optim
 from OpenSciDraw.training.reference import Reference
 from OpenSciDraw.training.rounds import Rounds
 from OpenSciDraw.training.stopping import ShieldedWorker, StopSignals
+from OpenSciDraw.training.token_routing import TokenRouting
 from OpenSciDraw.training.validation_model import ValidationModel
 from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.validation_funcs.evaluate_examples import examples_in_training
@@ -247,6 +248,8 @@ class Run:
             _LOG.info("8-bit float products in %d frozen layers", use_fp8_products(model.transformer, accelerator.device))
         if config.offload:
             self.offload = BlockOffload(model.transformer, accelerator.device, config.resident_blocks)
+        if config.token_routing.share:
+            TokenRouting(model, model.transformer, config.token_routing)
         if self._compiles:
             compile_blocks(model.transformer)
         if self.sharding:
@@ -289,9 +292,8 @@ class Run:
     def _ask_for_compiling(self) -> bool:
         """One process of each machine tries, the others read what it found."""
         config, accelerator = self.config, self.accelerator
-        alone = self.sharding is None and self.zero is None
         with accelerator.local_main_process_first():
-            compiles = may_compile(config, self.model, config.max_train_steps, alone)
+            compiles = may_compile(config, self.model, config.max_train_steps, self.sharding is None and self.zero is None)
         if compiles:
             torch._dynamo.config.suppress_errors = True  # what fails to compile during the run runs eagerly
         return compiles
@@ -304,6 +306,5 @@ class Run:
         saved = {name: p.detach().clone() for name, p in self.parameters.items()} if self.resume_from else {}
         made = zero.ZeroOptimizer(self.model.transformer, self.parameters, optimizer, self.config, self.zero)
         self.model.transformer = made.engine
-        if saved:
-            zero.set_masters(self.parameters, saved)
+        zero.set_masters(self.parameters, saved)
         return made

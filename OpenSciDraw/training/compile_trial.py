@@ -53,7 +53,7 @@ def may_compile(config: Config, model: FigureModel, steps: int | None, alone: bo
     `steps`: optimizer steps to come, None = unknown. `alone`: the whole transformer is on this device (no FSDP2, no DeepSpeed).
     With "auto" it must also pay: the run is LONG, and what its steps save is more than compiling took in the trial.
     """
-    if config.compile_blocks is False:
+    if config.compile_blocks is False or config.token_routing.share:
         return False
     asked, device = config.compile_blocks is True, model.device
     quantised = config.quantization or config.bnb_quantization_config_path or config.fp8_products

@@ -63,6 +63,11 @@ CATALOGUE = [
     Case("full_4b_fp32", "optimizers", 60),
     Case("ema_4b", "optimizers", 45),
     Case("prodigy_4b", "optimizers", 45),
+    Case("edit_4b", "objectives", 60),
+    Case("dpo_4b", "objectives", 60),
+    Case("dpo_full_4b", "objectives", 75),  # with a frozen copy of all weights in CPU memory
+    Case("reward_4b", "objectives", 90),
+    Case("routed_4b", "objectives", 60),  # to be set beside full_4b_bf16_8bit
     Case("encode_qwen", "qwen", 60),
     Case("train_qwen", "qwen", 90),
 ]

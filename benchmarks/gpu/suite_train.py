@@ -103,9 +103,11 @@ def _share_of_rate(bench: Bench, kind: str, config: Config, rate: float) -> dict
 def training(bench: Bench, kind: str, name: str, bare: str | None = None, **changes: Any) -> dict[str, Any]:
     """Rate and peak memory of a run, its share of the card's rate, and what `plan` says.
 
-    `bare`: the case that the rate is held against. The share counts a step's FLOPs without recomputation.
+    `bare`: the case that the rate is held against. The share counts a step's FLOPs without recomputation. `dataset` among
+    the changes: data that are there already, whose steps the planner counts as those of another kind.
     """
-    bench.store(kind)
+    if "dataset" not in changes:
+        bench.store(kind)
     config = bench.config(kind, name, **changes)
     bench.free()
     before = torch.cuda.memory_allocated() / 1e9 if bench.cuda else 0.0
@@ -123,9 +125,10 @@ def training(bench: Bench, kind: str, name: str, bare: str | None = None, **chan
         found["gb_before"] = before
     if kept is not None:
         found["blocks_kept"] = kept.kept
+    counted = f"{kind}-{name}" if {"dataset", "token_routing"} & changes.keys() else kind  # other costs of a step
     if not (bench.rehearse and kind in bench.costs):  # planning takes longer than a rehearsed run: once is enough there
-        found["plan_gb"] = _without_spare(bench.plan(kind, config))
-        found |= _share_of_rate(bench, kind, config, rate)
+        found["plan_gb"] = _without_spare(bench.plan(counted, config))
+        found |= _share_of_rate(bench, counted, config, rate)
     other = bench.earlier(bare, "images_per_second") if bare else None
     if other:
         found["of_bare"] = rate / other

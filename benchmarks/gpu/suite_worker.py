@@ -23,6 +23,7 @@ from suite_bare import bare_step, card_rate
 from suite_bench import Bench
 from suite_catalogue import CATALOGUE, Case
 from suite_draw import drawn, encoded, peer
+from suite_objectives import edits, preferences, rewards, routed
 from suite_process import LEAST_SECONDS, Late, time_limit
 from suite_results import append
 from suite_train import checkpointed, profiled, resumed, started, training
@@ -71,6 +72,11 @@ def runs(bench: Bench) -> dict[str, Run]:
         "full_4b_fp32": lambda: train("4B", "full_fp32", **_FULL),
         "ema_4b": lambda: train("4B", "ema", use_ema=True, ema_steps=1),
         "prodigy_4b": lambda: train("4B", "prodigy", optimizer="prodigy", learning_rate=1.0),
+        "edit_4b": lambda: edits(bench, "4B", **kept),
+        "dpo_4b": lambda: preferences(bench, "4B", "dpo", **kept),
+        "dpo_full_4b": lambda: preferences(bench, "4B", "dpo_full", master_weights="bf16", use_8bit_adam=True, **_FULL),
+        "reward_4b": lambda: rewards(bench, "4B"),
+        "routed_4b": lambda: train("4B", "routed", master_weights="bf16", use_8bit_adam=True, token_routing=routed(bench), **_FULL),
         "encode_qwen": lambda: encoded(bench, "qwen"),
         "train_qwen": lambda: train("qwen", "qwen"),
     }  # fmt: skip

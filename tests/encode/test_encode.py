@@ -265,6 +265,7 @@ def test_killed_again_and_again_nothing_is_encoded_twice_but_the_shard_in_flight
     assert contents(store) == contents(whole)
 
 
+@pytest.mark.slow
 def test_killed_by_the_clock_in_the_middle_of_shards(whole: Path, tmp_path: Path) -> None:
     """The real command; then processes killed while the temporary file of a shard grows."""
     values, store = values_for(tmp_path), tmp_path / "store"

@@ -393,6 +393,7 @@ sys.exit(main([{config!r}]))
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(store_config: dict, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Three batches on two ranks that share the weights (FSDP2): one rank draws a batch once more, and does not count it."""
     changes = {"max_train_steps": 1, "evaluate": {**EVALUATE, "batch_size": 1}, "validation_func_name": "evaluate_validation_func"}

@@ -153,12 +153,14 @@ def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
     return run, *train_and_resume(values, run)
 
 
+@pytest.mark.slow  # klein's, whose class it is, are not
 def test_a_resumed_run_ends_with_the_same_weights(trained) -> None:  # type: ignore[no-untyped-def]
     _, first, again = trained
     assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
     assert len(first) == (2 * 12 + 2 * 2) * 2
 
 
+@pytest.mark.slow  # klein's, whose class it is, are not
 @pytest.mark.parametrize("kind", ["diffusers", "comfyui"])
 def test_the_exported_lora_gives_the_picture_that_training_showed(kind: str, trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from OpenSciDraw.inference.export import export

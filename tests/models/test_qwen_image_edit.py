@@ -283,7 +283,8 @@ def test_pictures_that_the_pipeline_would_resize_are_refused_and_its_area_is_put
 
 def test_plan_counts_a_reference_beside_each_figure_where_there_are_no_data_yet() -> None:
     from OpenSciDraw.config import load_config
-    from OpenSciDraw.planning.step_cost import planned_model, shapes
+    from OpenSciDraw.planning.shapes import shapes
+    from OpenSciDraw.planning.step_cost import planned_model
 
     config = load_config("configs/examples/qwenimage_edit_lora.py")
     with planned_model(config) as (model, _):

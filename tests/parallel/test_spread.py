@@ -109,8 +109,14 @@ def single(square_store, tmp_path_factory):  # type: ignore[no-untyped-def]
     return folders
 
 
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "lora"),  # with every change: a sharded LoRA, and all weights on each rank
+    [
+        pytest.param(way, lora, marks=[] if (way, lora) in {("FSDP2", True), ("DDP", False)} else [pytest.mark.slow])
+        for way in WAYS
+        for lora in (True, False)
+    ],
+)
 def test_two_processes_train_as_one(way: str, lora: bool, square_store, single, tmp_path: Path, fresh_accelerate) -> None:  # type: ignore[no-untyped-def]
     """The same curve, weights, average and held-out loss; then the checkpoint of two goes on in one, and in two."""
     zero = way.startswith("ZeRO")
@@ -140,6 +146,7 @@ def test_two_processes_train_as_one(way: str, lora: bool, square_store, single, 
     assert_close(single[lora], out, lora)
 
 
+@pytest.mark.slow
 def test_bf16_is_sharded_too_with_fp32_weights(square_store, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "run"
     values = merged(

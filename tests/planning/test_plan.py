@@ -16,7 +16,8 @@ from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.models.base import DTYPES, TextBatch, build_model
 from OpenSciDraw.planning.plan import make_plan, plan_with_changes
-from OpenSciDraw.planning.step_cost import count_flops, norms_as_on_a_gpu, planned_model, shapes, step_cost
+from OpenSciDraw.planning.shapes import shapes
+from OpenSciDraw.planning.step_cost import count_flops, norms_as_on_a_gpu, planned_model, step_cost
 from OpenSciDraw.training.memory.activations import ActivationBudget, measure_saved_bytes
 from OpenSciDraw.training.optimizers.choice import build_optimizer
 from OpenSciDraw.weights import trainable
@@ -46,8 +47,8 @@ def wider_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         (False, {"mixed_precision": "bf16", "train_batch_size": 2}),
         (False, {"use_lora": False, "mixed_precision": "bf16"}),
         (False, {"use_lora": False, "gradient_checkpointing": True, "activation_memory_gb": None}),
-        (True, {"mixed_precision": "bf16"}),
-        (True, {"gradient_checkpointing": True, "activation_memory_gb": 0.1}),
+        pytest.param(True, {"mixed_precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param(True, {"gradient_checkpointing": True, "activation_memory_gb": 0.1}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_flops_and_bytes_are_those_of_a_real_step(wide: bool, changes, wider_folder: str) -> None:  # type: ignore[no-untyped-def]
@@ -96,6 +97,7 @@ def test_flops_and_bytes_are_those_of_a_real_step(wide: bool, changes, wider_fol
     assert plan.memory["frozen weights"] == sum(p.nbytes for p in real.parameters() if not p.requires_grad)
 
 
+@pytest.mark.slow
 def test_the_large_models_are_planned_without_their_files_or_a_network(capsys: pytest.CaptureFixture[str]) -> None:
     """Shapes of the hub models are known; the 20B transformer and its 7B encoder take seconds and no memory."""
     import resource
@@ -138,7 +140,8 @@ def test_sharding_divides_and_batches_multiply(tiny_folder: Path) -> None:
 
 
 def test_the_stores_own_sizes_are_planned(store_config) -> None:  # type: ignore[no-untyped-def]
-    from OpenSciDraw.planning.step_cost import planned_model, shapes
+    from OpenSciDraw.planning.shapes import shapes
+    from OpenSciDraw.planning.step_cost import planned_model
 
     config = Config.model_validate(store_config)
     with planned_model(config) as (model, _):

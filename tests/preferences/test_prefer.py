@@ -127,6 +127,7 @@ def test_it_ends_in_a_store_that_training_reads_and_a_second_run_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()} == before and len(Bands.asked) == 9
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_shared_by_processes_it_gives_the_same_bytes(config: Path, tmp_path: Path) -> None:
     assert prefer(config, tmp_path / "whole") == 0
     whole = contents(tmp_path / "whole")
@@ -238,3 +239,29 @@ def test_a_picture_that_one_of_two_metrics_could_not_score_has_no_reward(tmp_pat
 def test_the_rules_of_own_pictures_are_keys_of_a_config(config: Path) -> None:
     read = load_config(config, ["prefer.min_gap=0.25"]).prefer
     assert (read.min_gap, read.pictures, read.min_total_gap) == (0.25, 3, 0.0) and PreferConfig().min_gap == 0.15
+
+
+def test_the_last_picture_of_a_prompt_can_be_its_own_figure(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixel for pixel; it is not drawn again, and the other pictures are those that are drawn without it."""
+    from PIL import Image
+
+    from OpenSciDraw.evaluation.examples import load_examples
+
+    prefer(config, tmp_path / "without", "--pictures", "2")
+    asked = "prefer.include_figure=True"
+    assert prefer(config, tmp_path / "with", "--cfg_options", asked) == 0
+    for example in load_examples(SPEC, None, 128):
+        shown = Image.open(tmp_path / "with" / "pictures" / f"{example.id}-002.png")
+        assert np.array_equal(np.asarray(shown), np.asarray(example.reference_image()))
+        for number in (0, 1):
+            name = f"pictures/{example.id}-{number:03d}.png"
+            assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    assert prefer(config, tmp_path / "with") == 2  # a folder with figures is not one without
+
+
+def test_a_prompt_without_a_figure_cannot_include_it(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red box", "width": 128, "height": 128, "id": "a"}\n')
+    options = ("--figures", str(prompts), "--cfg_options", "prefer.include_figure=True")
+    assert prefer(config, tmp_path / "out", *options) == 2
+    assert "the prompt a has no figure" in capsys.readouterr().err

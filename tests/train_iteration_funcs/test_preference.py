@@ -382,7 +382,10 @@ def test_other_objectives_train_on_the_winners(run_groups: Any, tmp_path: Path) 
     "changes",
     [
         {"lora_dropout": 0.1, "mixed_precision": "bf16"},
-        {"use_lora": False, "learning_rate": 1e-4, "mixed_precision": "bf16", "gradient_checkpointing": True},
+        pytest.param(
+            {"use_lora": False, "learning_rate": 1e-4, "mixed_precision": "bf16", "gradient_checkpointing": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["LoRA", "full"],
 )  # fmt: skip

@@ -158,8 +158,8 @@ def assert_same_checkpoints(one: Path, two: Path, step: int) -> None:
     ("changes", "step"),
     [
         ({"lora_dropout": 0.1, "mixed_precision": "bf16"}, 1),
-        ({"lora_dropout": 0.1}, 2),
-        ({"use_lora": False, "learning_rate": 1e-4, "gradient_checkpointing": True}, 1),
+        pytest.param({"lora_dropout": 0.1}, 2, marks=pytest.mark.slow),
+        pytest.param({"use_lora": False, "learning_rate": 1e-4, "gradient_checkpointing": True}, 1, marks=pytest.mark.slow),
     ],
     ids=["LoRA, inside a round", "LoRA, between rounds", "full, inside a round"],
 )  # fmt: skip

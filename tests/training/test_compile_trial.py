@@ -56,8 +56,13 @@ def test_what_the_child_prints_before_its_answer_does_not_matter() -> None:
 
 
 # -- the comparison ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family", ["klein", "qwen"])
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("klein", True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("klein", False), ("qwen", True), ("qwen", False))),
+    ],
+)
 def test_blocks_that_stay_what_they_are_pass_and_wrong_ones_do_not(family: str, lora: bool, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     from OpenSciDraw.parallel.sharding import repeated_blocks
 

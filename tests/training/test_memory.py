@@ -97,6 +97,7 @@ def test_measuring_keeps_nothing_alive() -> None:
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["klein", "qwen"])
 def test_flops_fall_linearly_as_the_budget_grows_and_kept_bytes_stay_within_it(family: str) -> None:
     """On meta: none recomputed 1.0, all 1.48 to 1.49; what autograd keeps is what the budget counted, and nearly fills it."""
@@ -203,7 +204,7 @@ class Full:
         monkeypatch.setattr(activations.ActivationBudget, "__call__", call)
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_step_that_does_not_fit_is_taken_again_with_more_recomputed_and_the_same_bits(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lora: bool  # type: ignore[no-untyped-def]
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_quantised_base_is_small_close_and_takes_a_lora(kind: str, error: floa
     assert (a - b).norm() / b.norm() < 2 * error  # the adapter does on the plain base what it learned on the quantised one
 
 
+@pytest.mark.slow
 def test_a_lora_on_an_int8_base_trains_end_to_end_and_validates_on_either_base(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     pictures, held_out = {}, {}
     for name, unquantized in (("int8", False), ("unquantized", True)):
@@ -336,6 +338,7 @@ def test_wrong_quantisation_files_are_refused_by_name(tmp_path: Path, monkeypatc
     assert quantization_config(config, gpu).load_in_4bit
 
 
+@pytest.mark.slow
 # -- blocks that come and go -------------------------------------------------------------------
 def test_training_with_offloaded_blocks_is_training_without_to_the_bit(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     common = {

@@ -421,6 +421,7 @@ def tensors(node, path: str = ""):  # type: ignore[no-untyped-def]
     return {name: t for key, value in items for name, t in tensors(value, f"{path}/{key}").items()}
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_and_read_each_others_state(tmp_path: Path) -> None:
     for name in CASES:
         on_one_rank(name, tmp_path)
@@ -445,7 +446,8 @@ def test_two_ranks_train_as_one_and_read_each_others_state(tmp_path: Path) -> No
 
 # -- in a run ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("changes", [
-    {"use_8bit_adam": True, "rank": 64}, {**FULL_BF16, "use_8bit_adam": True}, {"use_lora": False, "offload_optimizer": True},
+    {"use_8bit_adam": True, "rank": 64}, pytest.param({**FULL_BF16, "use_8bit_adam": True}, marks=pytest.mark.slow),
+    {"use_lora": False, "offload_optimizer": True},
 ])  # fmt: skip
 def test_a_run_clips_learns_and_resumes_to_the_bit(changes: dict, store_config: dict, fresh_accelerate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from OpenSciDraw.training.run import Training  # here, because the ranks above need not load all of it

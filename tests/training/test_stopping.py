@@ -65,7 +65,10 @@ class Started:
         assert int(saved[0].name.split("-")[1]) == max(self.steps())
 
 
-@pytest.mark.parametrize("whom", ["the process", "its group", "torchrun", "accelerate launch"])
+@pytest.mark.parametrize(
+    "whom",
+    ["the process", "torchrun", *(pytest.param(whom, marks=pytest.mark.slow) for whom in ("its group", "accelerate launch"))],
+)
 def test_sigterm_with_data_workers_saves_and_leaves_nothing_running(whom: str, store_config: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     command = {"torchrun": TORCHRUN, "accelerate launch": ACCELERATE}.get(whom, [sys.executable, PROGRAM])
     run = Started(tmp_path, store_config, command)
@@ -102,6 +105,7 @@ def test_workers_end_when_training_is_killed(store_config: dict, tmp_path: Path)
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_a_validation_owes_it_and_does_it_when_it_goes_on(store_config: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """The last step's pictures of a stopped run are those of a run that was not."""
     steps = {"max_train_steps": 2, "checkpointing_steps": 2, "validation_steps": 2, "held_out_examples": 2,

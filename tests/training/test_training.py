@@ -80,6 +80,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.0005)
 
 
+@pytest.mark.slow
 def test_kill_9_between_saves_and_during_a_save_loses_nothing(run, store_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     values = merged(store_config, **EXACT, resume_from_checkpoint="latest")
     run(**EXACT, model_output_dir=str(tmp_path / "whole"))
@@ -294,6 +295,7 @@ def test_the_limit_that_is_set_ends_training_and_of_two_the_first(run, store_con
         total(num_train_epochs=None, max_train_steps=None)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_keep_one_log(store_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """torchrun on gloo: disjoint data, the sum of both ranks in the effective batch, pictures shared out."""
     out = tmp_path / "run"
