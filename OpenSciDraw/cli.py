@@ -14,6 +14,7 @@ from OpenSciDraw.illustrate.options import add_options as add_illustrate_options
 from OpenSciDraw.quiet import start_logging
 from OpenSciDraw.utils.options import count as _count
 from OpenSciDraw.utils.options import share as _share
+from OpenSciDraw.vectorize.options import add_options as add_vectorize_options
 
 FORMATS = ("diffusers", "comfyui", "both")
 Command = Callable[[argparse.Namespace], int]
@@ -134,7 +135,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     export.add_argument("--ema", action="store_true", help="the average of the weights (use_ema) instead of the last ones")
 
     _add_weight_commands(commands)
-    _add_vectorize(commands)
+    meaning = "pictures of diagrams -> SVG, TikZ and PowerPoint that can be edited"
+    add_vectorize_options(_command(commands, "vectorize", _vectorize, meaning))
     draw = _command(commands, "draw", _draw, "figures drawn by the program, with captions and ground truth")
     draw.add_argument("out", metavar="OUT", help="folder to write to")
     draw.add_argument("--count", type=_count, required=True, metavar="N", help="number of figures")
@@ -145,15 +147,6 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     styles = ("rich", "small", "house", "mixed")
     draw.add_argument("--style", choices=styles, help="rich (default), or those of the embedded model (default of edits: small)")
     draw.add_argument("--edits", action="store_true", help="pairs before and after an edit, with instructions (small and house)")
-
-
-def _add_vectorize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    vectorize = _command(commands, "vectorize", _vectorize, "pictures of diagrams -> SVG, TikZ and PowerPoint that can be edited")
-    vectorize.add_argument("pictures", nargs="+", metavar="PICTURE", help="PNG or JPEG of a diagram of boxes and arrows")
-    vectorize.add_argument("--format", default="svg,tikz,pptx", metavar="A,B", help="svg, tikz, pptx (default: all three)")
-    vectorize.add_argument("--out", metavar="DIR", help="folder for the files (default: where the picture is)")
-    vectorize.add_argument("--compare", action="store_true", help="also NAME.compare.png: the original beside what was read")
-    vectorize.add_argument("--json", action="store_true", help="what was read as JSON, a line for each picture")
 
 
 def _add_loras(parser: argparse.ArgumentParser) -> None:
