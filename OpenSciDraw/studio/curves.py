@@ -133,12 +133,12 @@ class Curves:
             rows = [row for row in rows if isinstance(row, dict)]
         except (ValueError, json.JSONDecodeError):
             rows, broken = json_objects(lines)
-        self.broken += broken
+        self.broken += broken if newest or series is self._whole else 0
         if newest:
             self.resumed += [row["step"] for row in rows if row.get("event") == "resumed" and isinstance(row.get("step"), int)]
         alike: list[dict[str, Any]] = []
         for row in rows:
-            if type(row.get("step")) is not int or "event" in row:
+            if type(row.get("step")) is not int or not 0 <= row["step"] < 1 << 53 or "event" in row:
                 continue
             if alike and row.keys() != alike[0].keys():
                 self._add_alike(alike, series, newest)
@@ -162,11 +162,15 @@ class Curves:
                 pairs = zip((row["step"] for row in rows[-50:]), column[-50:], strict=True)
                 self.times = [*self.times, *((int(step), float(at)) for step, at in pairs)][-50:]
             elif key in series or len(series) < _MOST_KEYS:
+                try:
+                    values = np.array(column, np.float64)
+                except OverflowError:  # a whole number of hundreds of digits
+                    continue
                 found = series.setdefault(key, Series())
                 found.steps.append(steps)
-                found.values.append(np.array(column, np.float64))
+                found.values.append(values)
                 if newest:
-                    self.last[key] = float(column[-1])
+                    self.last[key] = float(values[-1])
 
     def seconds_left(self, total: int) -> float | None:
         """By the pace of the newest lines of one session; None where nothing is known, or nothing is left."""

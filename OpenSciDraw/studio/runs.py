@@ -87,6 +87,12 @@ def compared(studio: Studio, given: Given) -> Any:
     return {"runs": names, "keys": keys, "differences": [{"key": key, "values": values} for key, values in rows.items()]}
 
 
+def paired(studio: Studio, given: Given) -> Any:
+    """The paired statistics of two runs' evaluations of the same figures."""
+    one, other = (studio.places.run(name) for name in given.texts("run", 2))
+    return studio.look.ask("paired", one=str(one), other=str(other))
+
+
 # -- start and stop -----------------------------------------------------------------------------------
 def queue_training(studio: Studio, config: Any, *, after: int | None = None) -> Any:
     """Queue `scienceflow train` of a config: from its last checkpoint, where its folder has one."""
@@ -130,5 +136,6 @@ def stop(studio: Studio, given: Given) -> Any:
 PAGE = Page("Runs", "runs.js", [
     Call("GET", "/api/runs", listed), Call("GET", "/api/runs/one", one), Call("GET", "/api/runs/curves", curves),
     Call("GET", "/api/runs/picture", picture), Call("GET", "/api/runs/compare", compared),
+    Call("GET", "/api/runs/paired", paired),
     Call("POST", "/api/runs/start", start), Call("POST", "/api/runs/stop", stop),
 ])  # fmt: skip

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from OpenSciDraw.studio.curves import Curves
+from OpenSciDraw.studio.figures_index import Indices
 from OpenSciDraw.studio.jobs import Queue
 from OpenSciDraw.studio.places import Places
 from OpenSciDraw.studio.run_state import RunState, state_of
+from OpenSciDraw.studio.thumbnails import Thumbnails
+from OpenSciDraw.studio.workers import Worker
+from OpenSciDraw.utils.files import make_folder
 
+_SECONDS = 10.0  # between two looks at all configs
 _MOST_CURVES = 64  # runs whose curves stay in memory
 
 
@@ -19,6 +26,11 @@ class Studio:
     def __init__(self, root: Path):
         self.places = Places(root)
         self.queue = Queue(self.places.own / "queue")
+        self.look = Worker(self.places.own, "look", {"HF_HUB_OFFLINE": "1"})  # no store of strangers makes it download a model
+        self.indices = Indices(self.places.own / "cache" / "lists", self.places.root, self.look)
+        self.thumbnails = Thumbnails(self.places.own / "cache" / "thumbs")
+        self.latents = make_folder(self.places.own / "cache" / "latents")
+        self._figures: tuple[float, dict[Path, Path]] = (0.0, {})
         self._curves: dict[Path, Curves] = {}
         self._lock = threading.Lock()
 
@@ -33,6 +45,16 @@ class Studio:
             while len(self._curves) > _MOST_CURVES:
                 del self._curves[next(iter(self._curves))]
         return curves.update()
+
+    def figures_of(self, store: Path, look: Callable[[], dict[Path, Path]]) -> Path | None:
+        """The figures that a store is of; `look` finds those of all stores, now and then."""
+        if time.monotonic() - self._figures[0] > _SECONDS:
+            self._figures = (time.monotonic(), look())
+        return self._figures[1].get(store)
+
+    def close(self) -> None:
+        """End what belongs to the page alone."""
+        self.look.stop()
 
     def runs(self) -> list[RunState]:
         """All runs, those at work first, then the newest."""
