@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.studio import data, queue_page, runs
+from OpenSciDraw.studio import data, playground, queue_page, runs
 from OpenSciDraw.studio.calls import Call, Given, Page, plain
 from OpenSciDraw.studio.devices import Scheduler
 from OpenSciDraw.studio.guard import Guard
@@ -26,7 +26,7 @@ from OpenSciDraw.studio.live import events
 from OpenSciDraw.studio.state import Studio
 
 _LOG = logging.getLogger("OpenSciDraw")
-PAGES: tuple[Page, ...] = (data.PAGE, runs.PAGE, queue_page.PAGE)  # a tab each, in this order
+PAGES: tuple[Page, ...] = (data.PAGE, runs.PAGE, queue_page.PAGE, playground.PAGE)  # a tab each, in this order
 _STATIC = Path(str(files("OpenSciDraw.studio") / "static"))
 _LOOK = Path(str(files("OpenSciDraw.reporting") / "page.css"))  # the report's
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}

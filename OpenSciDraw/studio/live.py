@@ -20,7 +20,7 @@ SECONDS = 1.0  # between two looks at the folder, while a page is open
 def seen(studio: Studio) -> dict[str, Any]:
     """What the events are about, by name."""
     jobs = [[job.number, *asdict(studio.queue.state(job)).values()] for job in studio.queue.jobs()]
-    return {"runs": [asdict(run) for run in studio.runs()], "queue": jobs}
+    return {"runs": [asdict(run) for run in studio.runs()], "queue": jobs, "work": list(studio.drawing.values())}
 
 
 async def events(request: Request) -> StreamingResponse:

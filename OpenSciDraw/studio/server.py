@@ -6,6 +6,7 @@ import logging
 import secrets
 import socket
 from argparse import Namespace
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,5 +61,6 @@ def main(arguments: Namespace) -> int:
         print(f"{studio.places.root}\n\n  {address}\n\nOpen this address in a browser on this machine. Ctrl-C ends the page; "
               "what runs goes on.", flush=True)  # fmt: skip
         settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
-        uvicorn.Server(settings).run(sockets=[place])
+        with suppress(KeyboardInterrupt):  # Ctrl-C, after which uvicorn has ended in order
+            uvicorn.Server(settings).run(sockets=[place])
     return 0

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from OpenSciDraw.studio.curves import Curves
 from OpenSciDraw.studio.figures_index import Indices
@@ -27,6 +28,8 @@ class Studio:
         self.places = Places(root)
         self.queue = Queue(self.places.own / "queue")
         self.look = Worker(self.places.own, "look", {"HF_HUB_OFFLINE": "1"})  # no store of strangers makes it download a model
+        self.draw = Worker(self.places.own, "draw")
+        self.drawing: dict[str, dict[str, Any]] = {}  # what is being drawn, by its id
         self.indices = Indices(self.places.own / "cache" / "lists", self.places.root, self.look)
         self.thumbnails = Thumbnails(self.places.own / "cache" / "thumbs")
         self.latents = make_folder(self.places.own / "cache" / "latents")
@@ -55,6 +58,7 @@ class Studio:
     def close(self) -> None:
         """End what belongs to the page alone."""
         self.look.stop()
+        self.draw.stop()
 
     def runs(self) -> list[RunState]:
         """All runs, those at work first, then the newest."""
