@@ -56,7 +56,8 @@ def _files(source: Path) -> Iterator[Path]:
 def _by_path(found: dict[str, Facts], file: Path, row: Mapping[str, Any], columns: tuple[str, ...] | list[str]) -> None:
     name = next((row[column] for column in columns if row.get(column)), None)
     try:
-        found[str(resolve(file.parent, name))] = _facts(row)
+        if any(facts := _facts(row)):
+            found[str(resolve(file.parent, name))] = facts
     except RejectedFigure:
         pass  # listing says so of the row
 

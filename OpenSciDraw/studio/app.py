@@ -51,7 +51,7 @@ def build_app(studio: Studio, token: str, hosts: Collection[str], cookie: str = 
     ]  # fmt: skip
     guard = Middleware(Guard, token=token, hosts=hosts, cookie=cookie)
     app = Starlette(routes=routes, middleware=[guard], lifespan=working)
-    app.state.studio = studio
+    app.state.studio, app.state.is_over = studio, lambda: False
     return app
 
 

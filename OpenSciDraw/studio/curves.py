@@ -153,28 +153,30 @@ class Curves:
         if newest:
             self.step = int(steps[-1])
         for key in rows[0].keys() - {"step"}:
-            column = [row[key] for row in rows]
-            if not set(map(type, column)) <= {int, float}:
+            column, at = [row[key] for row in rows], steps
+            if not set(map(type, column)) <= {int, float}:  # texts, or lines of strangers
+                is_number = [type(value) in (int, float) for value in column]
+                column, at = [value for value, good in zip(column, is_number, strict=True) if good], steps[is_number]
+            if not column:
                 continue
             if key == "time":
-                if not newest:
-                    continue
-                pairs = zip((row["step"] for row in rows[-50:]), column[-50:], strict=True)
-                self.times = [*self.times, *((int(step), float(at)) for step, at in pairs)][-50:]
+                if newest:
+                    pairs = zip(at[-50:].tolist(), column[-50:], strict=True)
+                    self.times = [*self.times, *((int(step), float(seconds)) for step, seconds in pairs)][-50:]
             elif key in series or len(series) < _MOST_KEYS:
                 try:
                     values = np.array(column, np.float64)
                 except OverflowError:  # a whole number of hundreds of digits
-                    continue
+                    values = np.array([value if abs(value) < 1e300 else np.nan for value in column], np.float64)
                 found = series.setdefault(key, Series())
-                found.steps.append(steps)
+                found.steps.append(at)
                 found.values.append(values)
                 if newest:
                     self.last[key] = float(values[-1])
 
     def seconds_left(self, total: int) -> float | None:
         """By the pace of the newest lines of one session; None where nothing is known, or nothing is left."""
-        pairs = [pair for pair in self.times[-20:] if not self.resumed or pair[0] >= self.resumed[-1]]
+        pairs = [pair for pair in self.times[-20:] if not self.resumed or pair[0] > self.resumed[-1]]
         if len(pairs) < 2 or total <= pairs[-1][0]:
             return None
         (first, since), (last, until) = pairs[0], pairs[-1]

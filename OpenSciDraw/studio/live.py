@@ -29,7 +29,7 @@ async def events(request: Request) -> StreamingResponse:
 
     async def stream() -> AsyncIterator[str]:
         before: dict[str, str] = {}
-        while not await request.is_disconnected():
+        while not (await request.is_disconnected() or request.app.state.is_over()):
             for name, value in (await anyio.to_thread.run_sync(seen, studio)).items():
                 text = json.dumps(plain(value))
                 if before.get(name) != text:

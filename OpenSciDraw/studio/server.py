@@ -61,6 +61,8 @@ def main(arguments: Namespace) -> int:
         print(f"{studio.places.root}\n\n  {address}\n\nOpen this address in a browser on this machine. Ctrl-C ends the page; "
               "what runs goes on.", flush=True)  # fmt: skip
         settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
+        server = uvicorn.Server(settings)
+        app.state.is_over = lambda: server.should_exit  # the stream of events ends, for which the server waits
         with suppress(KeyboardInterrupt):  # Ctrl-C, after which uvicorn has ended in order
-            uvicorn.Server(settings).run(sockets=[place])
+            server.run(sockets=[place])
     return 0

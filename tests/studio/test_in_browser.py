@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,14 @@ def shot(page: Any, name: str) -> None:
         page.screenshot(path=str(Path(SHOTS) / f"studio_{name}.png"))
 
 
+def until(page: Any, expression: str, seconds: float = 60) -> None:
+    """Wait until it is true. (playwright's own wait_for_function is refused by the page's policy against scripts.)"""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(100)
+
+
 def tab(page: Any, name: str) -> None:
     page.locator("#tabs a", has_text=name).click()
     page.wait_for_selector("main h1")
@@ -76,7 +85,7 @@ def test_from_a_folder_of_figures_to_a_lora_and_its_picture_by_clicking_alone(br
     with serving(tmp_path) as address, page_of(browser, address) as page:
         page.get_by_role("link", name="figures", exact=True).click()
         page.wait_for_selector(".cell[data-row]", timeout=120_000)
-        page.wait_for_function("[...document.querySelectorAll('.cell img')].every(image => image.complete && image.naturalWidth)")
+        until(page, "[...document.querySelectorAll('.cell img')].every(image => image.complete && image.naturalWidth)")
         shot(page, "data")
         page.get_by_role("link", name="Train on it").click()
         page.fill("#name", "first")
@@ -86,19 +95,21 @@ def test_from_a_folder_of_figures_to_a_lora_and_its_picture_by_clicking_alone(br
         for key, value in changes.items():
             page.fill(f"#key-{key}", str(value))
         page.fill("#key-validation_prompts", repr(["A yellow ellipse labelled 'S'."]))
-        page.wait_for_function("document.querySelector('#problems').textContent.includes('rank')")
+        until(page, "document.querySelector('#problems').textContent.includes('rank')")
         assert "expected int >= 1" in page.locator("#problems").inner_text()  # the command line's own words
         page.fill("#key-rank", "4")
-        page.fill("#search", "logging_steps")
-        page.fill("#key-logging_steps", "1")
-        page.wait_for_function("!document.querySelector('#problems').textContent")
+        until(page, "document.querySelector('#problems').textContent.includes('the rate would never be reached')")
+        for key, value in {"lr_warmup_steps": 2, "logging_steps": 1}.items():
+            page.fill("#search", key)
+            page.fill(f"#key-{key}", str(value))
+        until(page, "!document.querySelector('#problems').textContent")
         page.get_by_role("button", name="Plan").click()
         page.wait_for_selector("text=Memory while training", timeout=180_000)
         page.fill("#search", "")
         shot(page, "new_run")
         page.get_by_role("button", name="Start").click()
         page.wait_for_selector("h1:text-is('Queue')")
-        page.wait_for_function("document.querySelectorAll('.badge.done').length === 2", timeout=600_000)
+        until(page, "document.querySelectorAll('.badge.done').length === 2", 600)
         shot(page, "queue")
         tab(page, "Runs")
         page.wait_for_selector(".badge.finished")
@@ -114,7 +125,7 @@ def test_from_a_folder_of_figures_to_a_lora_and_its_picture_by_clicking_alone(br
         page.fill("#strengths", "0, 1")
         page.fill("#steps", "8")
         page.get_by_role("button", name="Draw").click()
-        page.wait_for_function("document.querySelectorAll('.draws img').length === 4", timeout=300_000)
+        until(page, "document.querySelectorAll('.draws img').length === 4", 300)
         page.wait_for_selector("text=8 steps, guidance 3")
         shot(page, "playground")
         page.locator(".draws button.picture").last.click()
