@@ -12,7 +12,7 @@ PACKAGE = "OpenSciDraw"
 # quiet, registry) or use all (cli).
 ROOMS = (
     "utils config drawn figures reading prepare store parallel models weights datasets encode train_iteration_funcs inference "
-    "evaluation preferences validation_funcs training planning reporting"
+    "evaluation preferences validation_funcs training planning reporting studio"
 ).split()
 FOR_ALL = {"__init__", "errors", "flow", "quiet", "registry"}
 

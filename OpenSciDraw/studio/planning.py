@@ -39,9 +39,8 @@ def plan_here(report: Callable[[Any], None], config: str, root: str) -> dict[str
     if loaded.activation_memory_gb == "auto":  # acts on GPUs alone
         loaded = loaded.model_copy(update={"activation_memory_gb": None})
     plan = make_plan(loaded, _ON_CPU)
-    plan.memory[_CONTEXT] = 0.0
+    plan.encoding_memory += _PROCESS_BYTES - plan.memory.pop(_CONTEXT)
     plan.memory["the process itself (assumed)"] = _PROCESS_BYTES
-    plan.encoding_memory = plan.encoding_memory + _PROCESS_BYTES
     plan.step_seconds = plan.step_flops / matrix_speed()
     memory = float(memory_bytes() or 0)
     note = ("Computed, not measured. On a CPU the time is the least: all FLOPs at the speed of a matrix product of this machine. "
