@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -61,6 +61,8 @@ def _endpoint(call: Call) -> Any:
         try:
             given = await _given(request)
             answer = await anyio.to_thread.run_sync(call.does, studio, given)
+        except ClientDisconnect:  # or a body that is longer than it may be: guard.py ends it
+            return JSONResponse({"error": "Too large, or cut off."}, 413)
         except UserError as error:
             return JSONResponse({"error": str(error)}, 400)
         except OSError as error:

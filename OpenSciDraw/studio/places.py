@@ -92,13 +92,18 @@ class Places:
 
     def require_inside(self, config: Config) -> None:
         """Raises UserError when a config reads figures from, or writes to, somewhere outside of the folder."""
-        named = {
-            "model_output_dir": config.model_output_dir, "image_output_dir": config.image_output_dir,
-            "encode.figures": config.encode.figures, "dataset.figures": config.dataset.figures,
-            "evaluate.figures": config.evaluate.figures, "prefer.figures": config.prefer.figures,
-            "dataset.base_dir": config.dataset.base_dir if config.use_parquet_dataset else None,
-        }  # fmt: skip
-        wrong = [f"{key} = {value!r}" for key, value in named.items() if value is not None and not self._may(value)]
+        data, given = config.dataset, [[item] if isinstance(item, str) else item or [] for item in config.validation_images]
+        pictures = [picture for several in given for picture in several]
+        named = [
+            ("model_output_dir", config.model_output_dir), ("image_output_dir", config.image_output_dir), ("cache_dir", config.cache_dir),
+            ("logging_dir", str(Path(config.model_output_dir) / config.logging_dir)), ("encode.figures", config.encode.figures),
+            ("dataset.figures", data.figures), ("evaluate.figures", config.evaluate.figures), ("prefer.figures", config.prefer.figures),
+            ("dataset.cache_dir", data.cache_dir), *(("validation_images", picture) for picture in pictures),
+        ]  # fmt: skip
+        if config.use_parquet_dataset:
+            parts = [data.parquet_base_path, data.gen_parquet_path, data.edit_parquet_path, *(source.path for source in data.sources)]
+            named += [("dataset.base_dir", f"{data.base_dir.rstrip('/')}/{part}") for part in parts if part is not None]
+        wrong = [f"{key} = {value!r}" for key, value in named if value is not None and not self._may(value)]
         if wrong:
             raise UserError(
                 f"{'; '.join(wrong)}: outside of the studio's folder {self.root}. Choose a place inside it, or run the command in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ from OpenSciDraw.utils.files import parse_json
 from OpenSciDraw.utils.sole_user import holder_of
 
 _MOST_BYTES = 4 << 20  # of a config or a JSON file of a run
+
+
+def _stamp(path: Path | None) -> tuple[Path | None, int, int]:
+    status = None if path is None else path.stat()
+    return path, status.st_mtime_ns if status else 0, status.st_size if status else 0
+
+
+@lru_cache(maxsize=2048)  # pages that are open ask every second
+def _parsed(path: Path | None, changed: int, size: int) -> Any:
+    """A config's values, or a JSON file's; {} where it is neither. By its time and size, so that another one is read anew."""
+    try:
+        data = read_bounded(path)
+        return saved_values(data) if path is not None and path.suffix == ".py" else parse_json(data or b"{}")
+    except ValueError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -45,18 +61,13 @@ def read_bounded(path: Path | None) -> bytes:
 
 
 def config_values(places: Places, folder: Path) -> dict[str, Any]:
-    """The saved config of a run as values; {} where it holds anything else."""
-    try:
-        return saved_values(read_bounded(places.file(folder, "config.py")))
-    except ValueError:
-        return {}
+    """The saved config of a run as values, not to be changed; {} where it holds anything else."""
+    return _parsed(*_stamp(places.file(folder, "config.py")))
 
 
 def sessions(places: Places, folder: Path) -> list[dict[str, Any]]:
-    try:
-        found = parse_json(read_bounded(places.file(folder, "run.json")) or b"{}")
-    except ValueError:
-        return []
+    """One for each time that training was started, as run.json has them."""
+    found = _parsed(*_stamp(places.file(folder, "run.json")))
     listed = found.get("sessions") if isinstance(found, dict) else None
     return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
 

@@ -53,11 +53,17 @@ def test_a_text_of_a_form_stays_a_text(studio: Any) -> None:
     assert (config.timestep_shift, config.rank) == ("none", 8)
 
 
-@pytest.mark.parametrize("key", ["model_output_dir", "image_output_dir", "encode.figures", "dataset.base_dir", "evaluate.figures"])
+PLACES = ("model_output_dir", "image_output_dir", "encode.figures", "dataset.base_dir", "evaluate.figures", "cache_dir")
+
+
+@pytest.mark.parametrize("key", PLACES)
 def test_a_config_that_leads_out_of_the_folder_is_refused(studio: Any, tmp_path: Path, key: str) -> None:
     (studio.places.root / "link").symlink_to(tmp_path)
     for place in (str(tmp_path / "other"), str(studio.places.root / "link" / "x"), "s3://bucket/x"):
         with pytest.raises(UserError, match="outside of the studio's folder|cloud|remote|://"):
+            forms.checked(studio.places, "recipe:tiny", {key: place})
+    for key, place in (("logging_dir", "../../../x"), ("dataset.parquet_base_path", "../../x")):
+        with pytest.raises(UserError, match="outside of the studio's folder"):
             forms.checked(studio.places, "recipe:tiny", {key: place})
     with pytest.raises(UserError, match="uploads nothing"):
         forms.checked(studio.places, "recipe:tiny", {"push_to_hub": "True", "hub_model_id": "a/b"})
