@@ -95,13 +95,14 @@ class Places:
         data, given = config.dataset, [[item] if isinstance(item, str) else item or [] for item in config.validation_images]
         pictures = [picture for several in given for picture in several]
         named = [
-            ("model_output_dir", config.model_output_dir), ("image_output_dir", config.image_output_dir), ("cache_dir", config.cache_dir),
-            ("logging_dir", str(Path(config.model_output_dir) / config.logging_dir)), ("encode.figures", config.encode.figures),
-            ("dataset.figures", data.figures), ("evaluate.figures", config.evaluate.figures), ("prefer.figures", config.prefer.figures),
-            ("dataset.cache_dir", data.cache_dir), *(("validation_images", picture) for picture in pictures),
+            ("model_output_dir", config.model_output_dir), ("image_output_dir", config.image_output_dir),
+            ("logging_dir", str(Path(config.model_output_dir) / config.logging_dir)), ("cache_dir", config.cache_dir),
+            ("encode.figures", config.encode.figures), ("evaluate.figures", config.evaluate.figures),
+            ("prefer.figures", config.prefer.figures), ("dataset.figures", data.figures), ("dataset.cache_dir", data.cache_dir),
+            *(("validation_images", picture) for picture in pictures),
         ]  # fmt: skip
         if config.use_parquet_dataset:
-            parts = [data.parquet_base_path, data.gen_parquet_path, data.edit_parquet_path, *(source.path for source in data.sources)]
+            parts = [data.parquet_base_path, data.gen_parquet_path, data.edit_parquet_path, *(one.path for one in data.sources)]
             named += [("dataset.base_dir", f"{data.base_dir.rstrip('/')}/{part}") for part in parts if part is not None]
         wrong = [f"{key} = {value!r}" for key, value in named if value is not None and not self._may(value)]
         if wrong:

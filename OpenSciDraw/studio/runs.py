@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, JSONResponse
 
 from OpenSciDraw.config import load_saved_config
 from OpenSciDraw.errors import UserError
@@ -56,7 +56,8 @@ def curves(studio: Studio, given: Given) -> Any:
     """The lines of some keys, of one run or several; not `whole` while a long file is being read, of which they are a sample."""
     found = {name: studio.curves(studio.places.run(name)) for name in given.texts("run", _MOST_COMPARED)}
     whole = all(curves.is_whole for curves in found.values())
-    return {"whole": whole, "lines": {name: curves.lines(given.texts("key", 400)) for name, curves in found.items()}}
+    lines = {name: curves.lines(given.texts("key", 400)) for name, curves in found.items()}
+    return JSONResponse({"whole": whole, "lines": lines})  # all numbers are finite: nothing is to be made plain
 
 
 def picture(studio: Studio, given: Given) -> Any:

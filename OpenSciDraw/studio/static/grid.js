@@ -5,7 +5,7 @@ export class Grid {
   constructor(source, onTotal, onOpen) {
     Object.assign(this, { source, onTotal, onOpen, wanted: {}, total: 0, pieces: new Map(), cells: new Map(), turn: 0, at: 0 });
     this.tall = el("div", { class: "tall" });
-    this.element = el("div", { class: "grid-figures", role: "grid", tabIndex: -1, "aria-label": "Figures" }, this.tall);
+    this.element = el("div", { class: "grid-figures", role: "group", tabIndex: -1, "aria-label": "Figures" }, this.tall);
     this.element.addEventListener("scroll", () => this.later(), { passive: true });
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.watch = new ResizeObserver(() => this.layout());
@@ -23,7 +23,6 @@ export class Grid {
     for (const cell of this.cells.values()) cell.remove();
     this.cells.clear();
     this.element.scrollTop = 0;
-    this.element.setAttribute("aria-rowcount", this.total);
     this.onTotal(this.total);
     this.layout();
   }

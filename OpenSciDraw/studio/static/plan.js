@@ -1,6 +1,6 @@
 // A plan: memory, time and disk of a config on this machine, before anything loads.
 import { duration, el, number, post, table } from "/static/dom.js";
-const gb = (bytes) => `${number(bytes / 1e9)} GB`;
+const gb = (bytes) => bytes < 1e8 ? `${number(bytes / 1e6)} MB` : `${number(bytes / 1e9)} GB`;
 export async function planOf(base, changes) {
   const found = await post("/api/plan", { base, changes }), { plan } = found;
   const memory = Object.entries(plan.memory).filter(([, bytes]) => bytes >= 1e6).map(([cause, bytes]) => [cause, gb(bytes)]);
