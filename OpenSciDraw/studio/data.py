@@ -10,12 +10,11 @@ from typing import Any
 from starlette.responses import Response
 
 from OpenSciDraw.config import save_config
-from OpenSciDraw.config.text import saved_values
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.found import PICTURES
 from OpenSciDraw.figures.revisions import revise_captions
 from OpenSciDraw.figures.sources import LIST_NAMES
-from OpenSciDraw.studio import forms
+from OpenSciDraw.studio import forms, saved
 from OpenSciDraw.studio.calls import Call, Given, Page
 from OpenSciDraw.studio.figures_index import Filter, Index
 from OpenSciDraw.studio.run_state import read_bounded
@@ -140,7 +139,7 @@ def _figures_of_stores(studio: Studio) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for file in [*studio.places.configs(), *sorted(studio.queue.folder.glob("[0-9]*/config.py"))]:
         try:
-            values = forms.leaves(saved_values(read_bounded(file)))
+            values = forms.leaves(saved.values(read_bounded(file)))
         except ValueError:
             continue
         figures, base = values.get("encode.figures"), values.get("dataset.base_dir", ".")

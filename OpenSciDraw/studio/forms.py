@@ -10,9 +10,10 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from OpenSciDraw.config import SECRET_KEYS, Config, load_saved_config, save_config
-from OpenSciDraw.config.text import all_fields, literals_of, saved_values, section_of, type_text
+from OpenSciDraw.config import SECRET_KEYS, Config, save_config
+from OpenSciDraw.config.text import all_fields, literals_of, section_of, type_text
 from OpenSciDraw.errors import UserError
+from OpenSciDraw.studio import saved
 from OpenSciDraw.studio.places import CONFIGS, Places
 from OpenSciDraw.studio.recipes import RECIPES
 from OpenSciDraw.utils.files import make_folder, write_text
@@ -107,14 +108,14 @@ def checked(places: Places, base: str, changes: dict[str, str]) -> Config:
     Raises:
         UserError: with the messages of the command line; a place outside of the studio's folder.
     """
-    config = load_saved_config(base_file(places, base), overrides(changes))
+    config = saved.load(base_file(places, base), overrides(changes))
     places.require_inside(config)
     return config
 
 
 def values_of(places: Places, base: str) -> dict[str, str]:
     """Every key's value as the form shows it, whether or not they agree with one another."""
-    values = leaves(saved_values(base_file(places, base).read_bytes()))
+    values = leaves(saved.values(base_file(places, base).read_bytes()))
     defaults = {name: _default(field) for name, field in all_fields().items() if section_of(field.annotation) is None}
     return {name: shown(values.get(name, default)) for name, default in defaults.items() if name not in SECRET_KEYS}
 

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from OpenSciDraw.config import Config, load_saved_config
+from OpenSciDraw.config import Config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.reporting.run_data import is_run
+from OpenSciDraw.studio import saved
 from OpenSciDraw.utils.files import is_remote, make_folder, real
 
 OWN = ".studio"  # the studio's own files: queue, caches, drawn pictures
@@ -87,8 +88,8 @@ class Places:
         return [*own, *(run / "config.py" for run in self.runs() if self.has(run / "config.py"))]
 
     def config(self, name: str, overrides: list[str] | None = None) -> Config:
-        """A saved config, read as values and never run. Raises UserError as `load_saved_config`."""
-        return load_saved_config(self.inside(name), overrides or [])
+        """A saved config, read as values and never run. Raises UserError as `saved.load`."""
+        return saved.load(self.inside(name), overrides or [])
 
     def require_inside(self, config: Config) -> None:
         """Raises UserError when a config reads figures from, or writes to, somewhere outside of the folder."""

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from OpenSciDraw.config.text import saved_values
 from OpenSciDraw.reporting.run_data import RunData, read_run
+from OpenSciDraw.studio import saved
 from OpenSciDraw.studio.curves import Curves
 from OpenSciDraw.studio.jobs import Job, JobState
 from OpenSciDraw.studio.places import Places
@@ -28,7 +28,7 @@ def _parsed(path: Path | None, changed: int, size: int) -> Any:
     """A config's values, or a JSON file's; {} where it is neither. By its time and size, so that another one is read anew."""
     try:
         data = read_bounded(path)
-        return saved_values(data) if path is not None and path.suffix == ".py" else parse_json(data or b"{}")
+        return saved.values(data) if path is not None and path.suffix == ".py" else parse_json(data or b"{}")
     except ValueError:
         return {}
 

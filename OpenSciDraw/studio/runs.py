@@ -11,9 +11,8 @@ from typing import Any
 
 from starlette.responses import FileResponse, JSONResponse
 
-from OpenSciDraw.config import load_saved_config
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.studio import forms
+from OpenSciDraw.studio import forms, saved
 from OpenSciDraw.studio.calls import Call, Given, Page
 from OpenSciDraw.studio.run_state import config_values, results_of, sessions, state_of
 from OpenSciDraw.studio.state import Studio
@@ -113,7 +112,7 @@ def queue_training(studio: Studio, config: Any, *, after: int | None = None) -> 
 def start(studio: Studio, given: Given) -> Any:
     """Go on with a run, exactly from its last checkpoint."""
     folder = studio.places.run(given.text("run"))
-    return {"job": queue_training(studio, load_saved_config(folder / "config.py")).number}
+    return {"job": queue_training(studio, saved.load(folder / "config.py")).number}
 
 
 def stop(studio: Studio, given: Given) -> Any:

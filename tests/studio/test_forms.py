@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def test_a_wrong_value_is_refused_in_the_words_of_the_command_line(studio: Any, 
     with pytest.raises(UserError) as error:
         load_config(file, [f"{key}={text}" for key, text in changes.items()])
     assert said == str(error.value).splitlines() and any("expected int >= 1" in line for line in said)
+
+
+def test_forms_are_checked_by_several_threads_at_once(studio: Any) -> None:
+    changes = {"encode.figures": str(studio.places.root)}
+    with ThreadPoolExecutor(8) as pool:  # Python 3.11 fails in ast.parse where two threads are in it: saved.py
+        found = list(pool.map(lambda _: forms.checked(studio.places, "recipe:tiny", changes), range(24)))
+    assert all(config == found[0] for config in found)
 
 
 def test_a_text_of_a_form_stays_a_text(studio: Any) -> None:

@@ -19,7 +19,7 @@ export async function show(main, path) {
     await post("/api/playground/draw", asked);
     await redraw();
   }, "main"), button("Stop", async () => { await post("/api/playground/stop"); }), field("Picture to edit", file)), chosen),
-  el("div", { class: "form" }, field("Seeds", seeds), field("Strengths of the adapter", strengths), field("Steps", steps), field("Guidance", guidance), field("Width, px", width), field("Height, px", height), field("Negative prompt", negative), field("Another base", base), el("label", {}, ema, " averaged weights (EMA)"))), el("h2", {}, "Drawn"), list);
+  el("div", { class: "form tight" }, field("Seeds", seeds), field("Strengths of the adapter", strengths), field("Steps", steps), field("Guidance", guidance), field("Width, px", width), field("Height, px", height), field("Negative prompt", negative), field("Another base", base), el("label", {}, ema, " averaged weights (EMA)"))), el("h2", {}, "Drawn"), list);
   drawImages();
   const shown = new Map();
   const one = (found) => {
