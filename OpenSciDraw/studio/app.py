@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.studio import data, playground, queue_page, runs
+from OpenSciDraw.studio import bench_page, data, editable, illustrate_page, playground, queue_page, runs
 from OpenSciDraw.studio.calls import Call, Given, Page, plain
 from OpenSciDraw.studio.devices import Scheduler
 from OpenSciDraw.studio.guard import Guard
@@ -26,7 +26,9 @@ from OpenSciDraw.studio.live import events
 from OpenSciDraw.studio.state import Studio
 
 _LOG = logging.getLogger("OpenSciDraw")
-PAGES: tuple[Page, ...] = (data.PAGE, runs.PAGE, queue_page.PAGE, playground.PAGE)  # a tab each, in this order
+PAGES: tuple[Page, ...] = (  # a tab each, in this order
+    data.PAGE, runs.PAGE, queue_page.PAGE, playground.PAGE, illustrate_page.PAGE, bench_page.PAGE,
+)  # fmt: skip
 _STATIC = Path(str(files("OpenSciDraw.studio") / "static"))
 _LOOK = Path(str(files("OpenSciDraw.reporting") / "page.css"))  # the report's
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
@@ -45,9 +47,10 @@ def build_app(studio: Studio, token: str, hosts: Collection[str], cookie: str = 
             scheduler.stop()
             studio.close()
 
+    calls = [*editable.CALLS, *(call for page in PAGES for call in page.calls)]
     routes = [
         Route("/", _index), Route("/static/{name}", _static), Route("/api/pages", _pages), Route("/api/events", events),
-        *(Route(call.path, _endpoint(call), methods=[call.method]) for page in PAGES for call in page.calls),
+        *(Route(call.path, _endpoint(call), methods=[call.method]) for call in calls),
     ]  # fmt: skip
     guard = Middleware(Guard, token=token, hosts=hosts, cookie=cookie)
     app = Starlette(routes=routes, middleware=[guard], lifespan=working)

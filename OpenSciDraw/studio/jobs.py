@@ -31,7 +31,7 @@ from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import make_folder, parse_json, write_json
 from OpenSciDraw.utils.sole_user import born, kernel
 
-COMMANDS = ("encode", "train", "evaluate", "report", "export")
+COMMANDS = ("encode", "train", "evaluate", "report", "export", "illustrate", "bench")
 EXIT_PREEMPTED = 75
 _LAUNCH_SECONDS = 60.0  # in which a keeper says that it is there
 _LOG_BYTES = 64 << 10  # of the log's end that the page shows

@@ -53,7 +53,7 @@ def upload(studio: Studio, given: Given) -> Any:
     return {"image": f"upload:{name}", "width": picture.width, "height": picture.height}
 
 
-def _image(studio: Studio, name: str) -> Path:
+def image_file(studio: Studio, name: str) -> Path:
     """A picture to edit: 'upload:HASH', 'drawn:ID:NUMBER', or a file in the folder."""
     kind, _, rest = name.partition(":")
     if kind == "upload" and rest.isalnum():
@@ -83,7 +83,7 @@ def draw(studio: Studio, given: Given) -> Any:
     asked: dict[str, Any] = {
         "prompt": prompt, "seeds": seeds, "strengths": strengths, "base": base, "ema": given.text("ema", "") == "yes",
         "negative": given.text("negative", "").strip() or None,
-        "images": [str(_image(studio, name)) for name in given.texts("images", 8)],
+        "images": [str(image_file(studio, name)) for name in given.texts("images", 8)],
         "width": given.whole("width", 0, 0, 4096) or None, "height": given.whole("height", 0, 0, 4096) or None,
         "steps": given.whole("steps", 0, 0, 500) or None,
         "guidance": given.number("guidance", high=100) if given.text("guidance", "") else None,
@@ -155,18 +155,18 @@ def drawn(studio: Studio, given: Given) -> Any:
 
 
 def picture(studio: Studio, given: Given) -> Any:
-    file = _image(studio, f"drawn:{given.text('id')}:{given.whole('number')}")
+    file = image_file(studio, f"drawn:{given.text('id')}:{given.whole('number')}")
     return FileResponse(file, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
 
 
 def read(studio: Studio, given: Given) -> Any:
     """What the structure metric sees in a drawn picture, or in one to edit."""
-    return studio.look.ask("read", file=str(_image(studio, given.text("image"))))
+    return studio.look.ask("read", file=str(image_file(studio, given.text("image"))))
 
 
 def preview(studio: Studio, given: Given) -> Any:
     """A picture to edit, as it will be given to the model but for its size."""
-    path = _image(studio, given.text("image"))
+    path = image_file(studio, given.text("image"))
     if OWN in path.parts:
         return FileResponse(path, media_type="image/png")
     status = path.stat()

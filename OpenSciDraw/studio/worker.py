@@ -18,6 +18,7 @@ from OpenSciDraw.quiet import start_logging
 TASKS = {
     "list": ("listing", "write_index"), "decode": ("decoding", "decode_row"), "plan": ("planning", "plan_here"),
     "paired": ("pairing", "paired"), "draw": ("drawing", "draw"), "read": ("drawing", "read_picture"),
+    "vectorize": ("vectorizing", "vectorize"),
 }  # fmt: skip
 
 

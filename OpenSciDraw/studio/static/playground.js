@@ -1,5 +1,6 @@
 // The playground: a prompt, seeds and strengths; what comes of them, side by side; the structure that the metric reads, over a picture.
 import { button, dialog, el, field, get, number, post, query, say, svg, upload } from "/static/dom.js";
+import { showEditable } from "/static/editable.js";
 import { on } from "/static/live.js";
 export async function show(main, path) {
   const targets = await get("/api/playground/targets"), names = { run: "Runs", checkpoint: "Checkpoints", base: "Bases" }, given = path.slice(1).join("/");
@@ -43,14 +44,14 @@ export async function show(main, path) {
   return on("work", (all) => { for (const found of all) place(found, true); if (busy && all.length < busy) redraw(); busy = all.length; });
 }
 async function large(found, src, image, words, edit) {
-  const over = el("div", { class: "overlay" }, el("img", { class: "shot", src, alt: found.prompt })), note = el("p", { class: "soft", role: "status" });
-  const place = dialog(words, over, note, el("div", { class: "tools" }, button("Show the structure that is read", async () => {
+  const over = el("div", { class: "overlay" }, el("img", { class: "shot", src, alt: found.prompt })), note = el("p", { class: "soft", role: "status" }), files = el("div", { role: "status" });
+  const place = dialog(words, over, note, files, el("div", { class: "tools" }, button("Show the structure that is read", async () => {
     note.textContent = "Reading …";
     const read = await get("/api/playground/read", { image });
     over.querySelector("svg")?.remove();
     over.append(overlay(read));
     note.textContent = `${read.components.length} shapes, ${read.arrows.length} arrows: ${read.components.map((part) => `${part.color} ${part.shape}${part.label ? ` '${part.label}'` : ""}`).join(", ")}`;
-  }), button("Edit this picture", async () => { place.close(); edit(image); }), el("a", { class: "act", href: src, download: `${found.id}.png` }, "Download")), el("p", {}, found.prompt));
+  }), button("Editable: SVG, TikZ, PPTX", () => showEditable(files, image)), button("Edit this picture", async () => { place.close(); edit(image); }), el("a", { class: "act", href: src, download: `${found.id}.png` }, "Download")), el("p", {}, found.prompt));
 }
 export function overlay(read) {
   const root = svg("svg", { viewBox: `0 0 ${read.width} ${read.height}`, role: "img", "aria-label": "Structure that the metric reads" }), size = Math.max(read.width, read.height) / 26;
