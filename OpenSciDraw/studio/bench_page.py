@@ -125,10 +125,12 @@ def _row(studio: Studio, folder: Path) -> dict[str, Any]:
         return row
     facts = [["weights", str(found.weights or "")], ["step", str(found.step if found.step is not None else "")]]
     facts += [[key, str(found.settings[key])] for key in _FACTS if found.settings.get(key) is not None]
+    tables = [_table(name, scored) for name, scored in found.scores.items()]
+    failures = [[failure.id, failure.metric, failure.reason] for failure in found.failures[:_MOST_FAILURES]]
     return row | {
-        "what": found.what, "created": found.created, "facts": [fact for fact in facts if fact[1]], "remarks": found.remarks,
-        "prompts": str(found.bench.get("prompts", "")), "failures": [list(f.model_dump().values()) for f in found.failures[:_MOST_FAILURES]],
-        "tables": [_table(name, scored) for name, scored in found.scores.items()], "page": studio.places.file(folder, HTML) is not None,
+        "what": results.shown(studio, found.what), "created": found.created, "facts": [fact for fact in facts if fact[1]],
+        "remarks": found.remarks, "prompts": results.shown(studio, str(found.bench.get("prompts", ""))), "failures": failures,
+        "tables": tables, "page": studio.places.file(folder, HTML) is not None,
     }  # fmt: skip
 
 
@@ -140,8 +142,8 @@ def _table(name: str, scored: Scored) -> dict[str, Any]:
         [row["difficulty"], row["pictures"], *(cell(row["scores"].get(axis)) for axis in columns), row["failures"]]
         for row in said["rows"]
     ]
-    title = TITLES.get(name, name.capitalize())
-    return {"name": name, "title": title, "heading": heading(name, said), "columns": ["difficulty", "pictures", *columns, "failures"], "rows": rows}
+    title, columns = TITLES.get(name, name.capitalize()), ["difficulty", "pictures", *columns, "failures"]
+    return {"name": name, "title": title, "heading": heading(name, said), "columns": columns, "rows": rows}
 
 
 def several(studio: Studio, given: Given) -> Any:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 from starlette.responses import FileResponse
 
 from OpenSciDraw.errors import UserError
@@ -35,6 +35,11 @@ class Drawn(BaseModel):
     findings: list[str]
     failure: str | None
     prompt: str
+
+    @field_serializer("seed")
+    def _exact(self, seed: int) -> str:
+        """As text: a browser's numbers are exact up to 2**53 alone."""
+        return str(seed)
 
 
 class Candidate(BaseModel):
@@ -89,7 +94,8 @@ def start(studio: Studio, given: Given) -> Any:
     if (text and only) or any(word.startswith("-") for word in only):
         raise UserError("The figures of a paper are named as fig2, or by their labels; a paragraph has none.")
     written = results.numbers(given, **_NUMBERS)
-    writer, judge, options = results.endpoint(given, "writer"), results.endpoint(given, "judge"), results.drawing_options(given, target)
+    writer, judge = results.endpoint(given, "writer"), results.endpoint(given, "judge")
+    options = results.drawing_options(given, target)
     asked: dict[str, int] = {key[2:]: int(value) for key, value in zip(written[::2], written[1::2], strict=True)}
     url, model = (writer[1], writer[3]) if writer else (None, None)
     settings = IllustrateSettings(name, text or None, tuple(only), refine_by=by, writer_url=url, writer_model=model, **asked)
@@ -98,8 +104,9 @@ def start(studio: Studio, given: Given) -> Any:
     if path is None:
         path = folder / TEXT
         write_text(path, text + "\n")
-    arguments = [str(path), "--from", results.source_of(target, folder), *(["--only", *only] if only else []), *written, *writer, *judge]
-    return results.queue(studio, KIND, folder, [*arguments, *(["--refine_by", by] if settings.refine else []), *options])
+    arguments = [str(path), "--from", results.source_of(target, folder), *(["--only", *only] if only else []), *written]
+    arguments += [*writer, *judge, *(["--refine_by", by] if settings.refine else []), *options]
+    return results.queue(studio, KIND, folder, arguments)
 
 
 def go_on(studio: Studio, given: Given) -> Any:
@@ -119,10 +126,14 @@ def _row(studio: Studio, folder: Path) -> dict[str, Any]:
     except UserError as error:
         return row | {"problem": str(error)}
     file = studio.places.file(folder, DRAWN)
-    row["drawn"] = 0 if file is None else len({line.get("id") for line in json_objects(file.read_bytes())[0] if isinstance(line.get("id"), str)})
+    lines = [] if file is None else json_objects(file.read_bytes())[0]
+    row["drawn"] = len({line["id"] for line in lines if isinstance(line.get("id"), str)})
     if found is not None:
         scores = [c.score for subject in found.subjects for c in subject.candidates if c.kept and c.score is not None]
-        row |= {"what": found.what, "source": found.source, "subjects": len(found.subjects), "best": max(scores, default=None)}
+        row |= {
+            "what": results.shown(studio, found.what), "source": results.shown(studio, found.source),
+            "subjects": len(found.subjects), "best": max(scores, default=None),
+        }  # fmt: skip
     return row
 
 
@@ -152,7 +163,8 @@ def page(studio: Studio, given: Given) -> Any:
 
 
 PAGE = Page("Illustrate", "illustrate.js", [
-    Call("GET", "/api/illustrate", listed), Call("GET", "/api/illustrate/choices", choices), Call("GET", "/api/illustrate/one", one),
+    Call("GET", "/api/illustrate", listed), Call("GET", "/api/illustrate/choices", choices),
+    Call("GET", "/api/illustrate/one", one),
     Call("GET", "/api/illustrate/picture", picture), Call("GET", "/api/illustrate/page", page),
     Call("POST", "/api/illustrate/start", start), Call("POST", "/api/illustrate/go_on", go_on),
 ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the pages of illustrations and benches share: a command in the queue that draws into a folder of its own, and those folders."""
+"""What the pages of illustrations and benches share: a command of the queue with a folder of its own, and all such folders."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def target_of(studio: Studio, given: Given) -> Target:
     judge = config.evaluate.judge_url
     if judge is not None and (judge != given.text("judge", "").strip() or config.evaluate.judge_key_variable != KEY):
         raise UserError(
-            f"The config of {name} names a judge at {judge} (key in {config.evaluate.judge_key_variable}). Enter the same address as "
-            f"the judge, with the key in {KEY}; or run the command in a shell."
+            f"The config of {name} names a judge at {judge} (key in {config.evaluate.judge_key_variable}). Enter the same address "
+            f"as the judge, with the key in {KEY}; or run the command in a shell."
         )
     return Target(name, kind, path, config, ema)
 
@@ -181,7 +181,13 @@ def summary_of(studio: Studio, kind: Kind, folder: Path, model: type[_Model]) ->
     try:
         return model.model_validate(parse_json(data))
     except (ValidationError, ValueError, RecursionError) as error:
-        raise UserError(f"{studio.places.name(folder)}/{kind.summary} was not written by `scienceflow {kind.command}`: {error!s:.300}") from error
+        name = f"{studio.places.name(folder)}/{kind.summary}"
+        raise UserError(f"{name} was not written by `scienceflow {kind.command}`: {error!s:.300}") from error
+
+
+def shown(studio: Studio, path: str) -> str:
+    """A path as the page names it, where it lies in the folder."""
+    return path.removeprefix(f"{studio.places.root}/")
 
 
 def page_of(studio: Studio, kind: Kind, given: Given) -> Response:
@@ -210,7 +216,8 @@ def files_in(studio: Studio, endings: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for folder in studio.places.folders():
         with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.name.lower().endswith(endings) and not e.name.startswith(".") and e.is_file())
+            own = [entry.name for entry in entries if entry.name.lower().endswith(endings) and entry.is_file()]
+        names = sorted(name for name in own if not name.startswith("."))
         found += [studio.places.name(folder / name) for name in names if studio.places.has(folder / name)]
         if len(found) >= _MOST_FILES:
             break
