@@ -38,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_config_commands(commands)
     _add_result_commands(commands)
+    studio = _command(commands, "studio", _studio, "a page in the browser: data, runs, pictures (on this machine alone)")
+    studio.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="of figures, stores and runs (default: here)")
+    studio.add_argument("--port", type=_count, metavar="N", help="default: the first free one from 8899")
     return parser
 
 
@@ -361,6 +364,12 @@ def _vectorize(arguments: argparse.Namespace) -> int:
     from OpenSciDraw.vectorize import run as vectorize
 
     return vectorize.main(arguments)
+
+
+def _studio(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.studio import server
+
+    return server.main(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> int:

@@ -252,3 +252,28 @@ def run(fresh_accelerate, store_config):  # type: ignore[no-untyped-def]
         return training
 
     return go
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Any]:
+    pytest.importorskip("starlette", reason="needs the extra studio")
+    from OpenSciDraw.studio.state import Studio
+
+    folder = tmp_path / "work"
+    folder.mkdir()
+    made = Studio(folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(studio: Any) -> Any:
+    """With the cookie, Host and Origin of the studio's own page; its queue starts nothing by itself."""
+    testclient = pytest.importorskip("starlette.testclient", reason="needs httpx")
+    from OpenSciDraw.studio.app import build_app
+
+    host = "127.0.0.1:8899"
+    app = build_app(studio, "a-token", {host})
+    made = testclient.TestClient(app, base_url=f"http://{host}", headers={"Origin": f"http://{host}"}, follow_redirects=False)
+    assert made.get("/?token=a-token").status_code == 303
+    return made

@@ -12,7 +12,8 @@ PACKAGE = "OpenSciDraw"
 # quiet, registry) or use all (cli).
 ROOMS = (
     "utils config drawn figures reading vectorize prepare store parallel models captions weights datasets encode "
-    "train_iteration_funcs inference evaluation preferences validation_funcs training planning reporting bench illustrate"
+    "train_iteration_funcs inference evaluation preferences validation_funcs training planning reporting bench illustrate "
+    "studio"
 ).split()
 FOR_ALL = {"__init__", "errors", "flow", "quiet", "registry"}
 

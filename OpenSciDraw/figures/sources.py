@@ -149,6 +149,11 @@ def _add_rows(listing: Listing, file: Path, rows: Iterator[tuple[int, dict[str, 
         listing.filter.columns(keys, file)
 
 
+def list_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
+    """(number, row) of a .jsonl or .csv list, as `jsonl_rows`. Raises UserError when a .csv is none."""
+    return _csv_rows(file) if file.suffix.lower() == ".csv" else jsonl_rows(file)
+
+
 def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedFigure]]:
     """(line number, object) of every line that is not empty, or why it is none."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:

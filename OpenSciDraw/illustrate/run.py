@@ -72,7 +72,7 @@ def illustrate(
     Raises:
         UserError: see the parts; nothing is loaded before what was asked for was checked.
     """
-    _check(settings, target)
+    check(settings, target)
     endpoint = _endpoint(settings, measuring)
     trained = _trained(target)
     folder = make_folder(out if out is not None else _folder(target, trained, measuring, settings))
@@ -198,7 +198,7 @@ class _Work:
 
 
 # -- what was asked for --------------------------------------------------------------------------
-def _check(settings: IllustrateSettings, target: Target) -> None:
+def check(settings: IllustrateSettings, target: Target) -> None:
     """Before anything heavy is imported."""
     if target.config is None:
         raise UserError(f"{target.given} holds pictures, and illustrate draws its own. Give a run, a checkpoint or a config.")

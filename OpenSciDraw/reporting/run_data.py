@@ -76,10 +76,11 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def read_run(folder: Path) -> RunData:
+def read_run(folder: Path, metrics: bool = True) -> RunData:
+    """All that a run's folder holds; without `metrics`, all but the lines of metrics.jsonl."""
     run = RunData(folder)
     run.config = _config(folder / "config.py", run.remarks)
-    run.metrics = _json_lines(folder / "metrics.jsonl", run.remarks)
+    run.metrics = _json_lines(folder / "metrics.jsonl", run.remarks) if metrics else []
     run.bad_rows = _json_lines(folder / "quarantine.jsonl", run.remarks) if (folder / "quarantine.jsonl").exists() else []
     run.sessions = _sessions(folder / "run.json", run.remarks)
     for file in sorted((folder / "evaluations").glob("*/evaluation.json")):
@@ -109,7 +110,7 @@ def read_run(folder: Path) -> RunData:
             run.remarks.append(f"{key} is not a finite number at {len(wrong)} step(s), the first of them {wrong[0]:.0f}.")
     if not run.pictures:
         run.remarks.append("This run has drawn no validation pictures.")
-    if not run.metrics:
+    if metrics and not run.metrics:
         run.remarks.append("This run has written no metrics yet.")
     return run
 

@@ -52,8 +52,8 @@ def sole_user(folder: Path, what: str, rank: int = 0, world_size: int = 1) -> It
     """
     path = folder / (".lock" if world_size == 1 else f".lock-{rank}")
     mine = {
-        "command": what, "process": os.getpid(), "born": _born(os.getpid()), "machine": socket.gethostname(),
-        "kernel": _kernel(), "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "world_size": world_size,
+        "command": what, "process": os.getpid(), "born": born(os.getpid()), "machine": socket.gethostname(),
+        "kernel": kernel(), "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "world_size": world_size,
     }  # fmt: skip
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     with writable(folder):
@@ -108,6 +108,25 @@ def _take(path: Path, mine: dict[str, Any]) -> int:
             raise
 
 
+def holder_of(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Who signed the lock of `folder` (`command`, `process`, `machine`, `started`), {} where nobody did; and whether it lives.
+
+    For looking alone: it takes nothing and waits for nothing. One on another machine counts as living for WATCH_SECONDS after its
+    last sign of life, by the times of the file.
+    """
+    for path in sorted(folder.glob(".lock*")):
+        holder = _read(path)
+        if not holder:
+            continue
+        if holder.get("kernel") == kernel():
+            return holder, holder.get("born") == born(holder.get("process"))
+        try:
+            return holder, time.time() - path.stat().st_mtime < WATCH_SECONDS
+        except OSError:
+            continue  # it has just let go
+    return {}, False
+
+
 def _lock(handle: int, path: Path) -> None:
     end = time.monotonic() + _CHILDREN_SECONDS
     while True:
@@ -119,7 +138,7 @@ def _lock(handle: int, path: Path) -> None:
             if error.errno not in _HELD:
                 raise
         holder = _read(path)
-        is_dead = holder.get("kernel") == _kernel() and holder.get("born") != _born(holder.get("process"))
+        is_dead = holder.get("kernel") == kernel() and holder.get("born") != born(holder.get("process"))
         if not is_dead or time.monotonic() > end:
             _refuse(path, holder)
         time.sleep(0.05)  # it was killed: a child that it had just begun to fork lets go in a moment
@@ -163,8 +182,8 @@ def _named(holder: dict[str, Any]) -> str:
 
 def _lives(path: Path, holder: dict[str, Any]) -> bool:
     """Whether the process that signed a lock which the kernel does not hold is there still."""
-    if holder.get("kernel") == _kernel():  # this machine and this container
-        return holder.get("born") == _born(holder.get("process"))
+    if holder.get("kernel") == kernel():  # this machine and this container
+        return holder.get("born") == born(holder.get("process"))
     _LOG.info("%s was in use by %s: waiting %g s for a sign of life", path.parent, _named(holder), WATCH_SECONDS)
     end = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
@@ -210,7 +229,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _kernel() -> str:
+def kernel() -> str:
     """Names the running kernel and the space of process numbers in it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
@@ -218,9 +237,10 @@ def _kernel() -> str:
         return socket.gethostname()
 
 
-def _born(process: Any) -> str | None:
-    """When a process began, in ticks since the machine did; None where there is no such process (or no /proc)."""
+def born(process: Any) -> str | None:
+    """When a process began, in ticks since the machine did; None where none lives by that number (or there is no /proc)."""
     try:
-        return Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # a dead one whose parent has not looked yet has let go of its locks
     except (OSError, ValueError, TypeError, IndexError):
         return None

@@ -31,9 +31,7 @@ _DIAGRAM = 0.5  # share of the ink from which a picture counts as read
 
 def main(arguments: argparse.Namespace) -> int:
     formats = _formats(arguments.format)
-    needed = {"cv2": "opencv-python-headless", "resvg_py": "resvg-py", **({"pptx": "python-pptx"} if "pptx" in formats else {})}
-    if missing := [package for module, package in needed.items() if find_spec(module) is None]:
-        raise UserError(f"scienceflow vectorize needs {', '.join(missing)}: pip install 'OpenSciDraw[vectorize]'.")
+    require(formats)
     paths = [Path(name) for name in arguments.pictures]
     targets = _targets(paths, arguments.out)
     ocr = has_ocr()
@@ -57,6 +55,13 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             print(f"{path}: {describe(figure, share)}\n  {' '.join(map(str, written))}")
     return 0
+
+
+def require(formats: Sequence[str]) -> None:
+    """Raises UserError where a package for the formats is missing."""
+    needed = {"cv2": "opencv-python-headless", "resvg_py": "resvg-py", **({"pptx": "python-pptx"} if "pptx" in formats else {})}
+    if missing := [package for module, package in needed.items() if find_spec(module) is None]:
+        raise UserError(f"scienceflow vectorize needs {', '.join(missing)}: pip install 'OpenSciDraw[vectorize]'.")
 
 
 def _formats(given: str) -> list[str]:

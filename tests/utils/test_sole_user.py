@@ -80,7 +80,7 @@ def test_a_file_system_without_locks_knows_a_living_process_by_its_number_and_bi
     with sole_user(tmp_path, "train"), pytest.raises(UserError, match="in use by `train`"):
         _take(tmp_path)
     _take(tmp_path)
-    dead = {"command": "train", "process": os.getpid(), "born": "1", "kernel": module._kernel()}  # its number was given again
+    dead = {"command": "train", "process": os.getpid(), "born": "1", "kernel": module.kernel()}  # its number was given again
     (tmp_path / ".lock").write_text(json.dumps(dead))
     _take(tmp_path)
 
