@@ -46,7 +46,7 @@ def _model_of(contract: Contract) -> FigureModel:
         _kept.clear()
         values = {
             "model_type": contract.family, "pretrained_model_name_or_path": str(contract.origin["source"]),
-            "revision": contract.origin["revision"], "dataset": {"type": "ArXiVParquetDatasetV2"},
+            "revision": contract.origin["revision"], "dataset": {"type": "ArXiVParquetDatasetV2", "base_dir": "."},
         }  # fmt: skip
         config = Config.model_validate(values)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -45,10 +45,12 @@ export class Grid {
       let cell = this.cells.get(index);
       const row = this.row(index);
       if (!cell || (row && !cell.dataset.row)) {
+        const focused = cell !== undefined && cell === document.activeElement; // its row has come: the focus goes over
         cell?.remove();
         cell = this.make(index, row);
         this.cells.set(index, cell);
         this.tall.append(cell);
+        if (focused) cell.focus({ preventScroll: true });
       }
       cell.style.transform = `translate(${index % this.columns * this.cell}px, ${Math.floor(index / this.columns) * HEIGHT + offset}px)`;
     }
