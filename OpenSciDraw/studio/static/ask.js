@@ -36,7 +36,11 @@ export function actions(kind, row, redraw) {
 }
 export const state = (row) => [el("p", {}, badge(row), " ", el("span", { class: "soft" }, [row.state.reason, row.said, row.seconds ? duration(row.seconds) : ""].filter(Boolean).join(" · "))), row.problem ? el("p", { class: "problems" }, row.problem) : "", row.remarks?.length ? el("div", { class: "remarks" }, row.remarks.map((remark) => el("p", {}, remark))) : ""];
 export const facts = (pairs) => el("dl", { class: "facts" }, pairs.filter(([, value]) => value !== "" && value !== null && value !== undefined).map(([title, value]) => el("div", {}, el("dt", {}, title), el("dd", {}, value))));
-export const shell = (row) => row.command ? el("details", {}, el("summary", {}, "The same in a shell"), el("pre", {}, row.command)) : "";
+const shells = new Map(); // by command: what was opened stays open when the page draws itself again
+export function shell({ command }) {
+  if (!shells.has(command)) shells.set(command, command ? el("details", {}, el("summary", {}, "The same in a shell"), el("pre", {}, command)) : "");
+  return shells.get(command);
+}
 // Draws again and again while something is at work, until the page is left.
 export function watch(draw, live) {
   let over = false, timer;
