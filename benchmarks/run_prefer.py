@@ -1,6 +1,6 @@
 """Preferences from own pictures, end to end at small width: the shipped base draws, M-DPO trains on it, both are measured.
 
-Command:  python benchmarks/run_prefer.py --prompts 24 --steps 30 --unseen 64
+Command:  python benchmarks/run_prefer.py --prompts 2000 --steps 600 --unseen 500
 
 configs/tiny/flux2klein_prefer.py with these numbers; `scienceflow prefer`, `train` and `evaluate` as a user runs them. Structure of
 unseen prompts with 95 % intervals, and p of the paired comparison with the base. --folder keeps what is done, so that a second run
@@ -61,8 +61,8 @@ def all_of(folder: Path, prompts: int, steps: int, unseen: int) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=500, help="of which preferences are made")
-    parser.add_argument("--steps", type=int, default=300, help="of training")
+    parser.add_argument("--prompts", type=int, default=2000, help="of which preferences are made")
+    parser.add_argument("--steps", type=int, default=600, help="of training")
     parser.add_argument("--unseen", type=int, default=500, help="prompts to measure with")
     parser.add_argument("--folder", help="where to work (default: a temporary folder)")
     given = parser.parse_args()
