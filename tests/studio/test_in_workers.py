@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BASE, merged
 from PIL import Image
 
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.results import Result, Results
 from OpenSciDraw.figures.listing import list_figures, load_figure
 from OpenSciDraw.studio.decoding import decode_row
+from OpenSciDraw.studio.drawing import draw
 from OpenSciDraw.studio.figures_index import Filter, Index
 from OpenSciDraw.studio.listing import write_index
 from OpenSciDraw.studio.pairing import paired
@@ -37,6 +39,27 @@ def test_a_store_is_listed_and_its_latents_decode_to_the_figures(store_config: d
     figure, decoded = load_figure(ref).convert("L"), Image.open(tmp_path / "x.png").convert("L")
     one, other = np.asarray(figure.resize(decoded.size), float).ravel(), np.asarray(decoded, float).ravel()
     assert np.corrcoef(one, other)[0, 1] > 0.8
+
+
+def test_an_edit_by_instruction_is_the_picture_that_sample_draws(tmp_path: Path) -> None:
+    """The picture to edit goes through the family's own pipeline, and the prompt is the instruction."""
+    from OpenSciDraw.cli import main
+    from OpenSciDraw.config import Config, save_config
+
+    source = tmp_path / "source.png"
+    load_figure(list_figures("drawn:1:size=128")[0][0]).save(source)
+    config = tmp_path / "base.py"
+    save_config(Config.model_validate(merged(BASE, dataset={"base_dir": str(tmp_path)}, encode={"resolution": 128})), config)
+    words = ["--prompt", "Make 'CNN' red.", "--seed", "5", "--steps", "2", "--guidance", "2", "--image", str(source)]
+    assert main(["sample", str(config), *words, "--out", str(tmp_path / "sampled")]) == 0
+    drawn = {"prompt": "Make 'CNN' red.", "seeds": [5], "strengths": [1.0], "steps": 2, "guidance": 2.0}
+    made = draw(nothing, str(config), out=str(tmp_path), images=[str(source)], **drawn)
+    (file,) = (tmp_path / "sampled").glob("*.png")
+    size = (made["width"], made["height"])
+    assert size == Image.open(file).size
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "0.png")), np.asarray(Image.open(file)))
+    draw(nothing, str(config), out=str(tmp_path), **drawn, width=size[0], height=size[1])
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "0.png")), np.asarray(Image.open(file)))
 
 
 def evaluation(folder: Path, name: str, hits: list[int]) -> None:
