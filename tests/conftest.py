@@ -19,7 +19,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
 import pytest
 import torch
-from scripted_server import KEY, Scripted
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -159,15 +158,17 @@ def group_config(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted]]:
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Starts chat endpoints that answer from a script; KEY lies in the environment, and tries follow each other quickly."""
+    from scripted_server import KEY, Scripted
+
     from OpenSciDraw.utils import endpoint
 
     servers: list[Scripted] = []
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.05)
 
-    def start(*script: Any) -> Scripted:
+    def start(*script: Any) -> Any:
         servers.append(Scripted(*script))
         return servers[-1]
 

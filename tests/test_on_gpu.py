@@ -183,6 +183,7 @@ def test_velocity_and_pictures_in_bf16_are_the_pipelines(family: str, device: to
     assert np.array_equal(np.asarray(ours_drawn), np.asarray(theirs))
 
 
+@pytest.mark.slow
 # -- training ---------------------------------------------------------------------------------------
 def test_a_lora_learns_and_its_base_stands_still(trained) -> None:  # type: ignore[no-untyped-def]
     training = trained("lora", max_train_steps=6, mixed_precision="bf16", learning_rate=2e-3, validation_steps=6)
@@ -229,6 +230,7 @@ def test_recomputing_all_some_or_none_gives_the_same_bits(trained, plain: Outcom
     assert plain.same(Outcome.of(some)) and plain.same(Outcome.of(trained("recomputed", **EXACT, **RECOMPUTED)))
 
 
+@pytest.mark.slow
 def test_blocks_in_cpu_memory_train_to_the_same_bits(trained, plain: Outcome) -> None:  # type: ignore[no-untyped-def]
     assert plain.same(Outcome.of(trained("away", **EXACT, **RECOMPUTED, offload=True, resident_blocks=2)))
 

@@ -148,6 +148,7 @@ def test_killed_anywhere_and_shared_by_processes_it_gives_the_same_bytes(config:
     assert len(drawn) == len(set(drawn)) == 9
 
 
+@pytest.mark.slow
 def test_other_rules_need_a_store_of_their_own_and_no_new_picture(config: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "out"
     assert prefer(config, out) == 0

@@ -81,6 +81,7 @@ def test_blocks_that_stay_what_they_are_pass_and_wrong_ones_do_not(family: str, 
     assert not found["ok"] and "compiled output are" in found["reason"]
 
 
+@pytest.mark.slow
 def test_wrong_gradients_alone_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(transformer: Any, backend: str) -> None:
         for parameter in transformer.parameters():

@@ -69,6 +69,7 @@ def test_the_base_draws_unseen_prompts(config: Path, tmp_path: Path) -> None:
     assert all(found[name] >= floor for name, floor in FLOOR.items()), (found, time.perf_counter() - start)
 
 
+@pytest.mark.slow  # minutes where the CPU has no bf16; `make demo` shows the same
 def test_a_short_lora_teaches_the_base_a_style_that_it_has_never_seen(config: Path, tmp_path: Path) -> None:
     before = scores(config, "drawn:24:seed=77:style=house", tmp_path / "before")
     assert main(["encode", str(config)]) == 0

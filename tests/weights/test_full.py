@@ -161,6 +161,7 @@ def test_a_bf16_weights_average_is_fp32_and_the_weights_come_back_to_the_bit() -
     assert torch.equal(weight, held)
 
 
+@pytest.mark.slow
 def test_validation_uses_the_average_by_choice(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import json
 
@@ -219,6 +220,7 @@ def test_weights_are_found_in_a_run_a_checkpoint_and_a_folder(run, tmp_path: Pat
         find_trained(str(tmp_path), ema=True)
 
 
+@pytest.mark.slow
 def test_the_entry_of_earlier_scripts_trains_all_weights_whatever_the_config_leaves_out(store_config: dict, tmp_path: Path) -> None:
     values = merged(store_config, model_output_dir=str(tmp_path / "run"), max_train_steps=1, lora_layers=None)
     config = write_config(tmp_path / "c.py", values)
