@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from OpenSciDraw.config import Config, load_config
 from OpenSciDraw.drawn.figure import DrawnFigure
 from OpenSciDraw.figures.listing import DrawnRef, list_figures
+from OpenSciDraw.planning.machine import cpu_has_bf16
 
 CONFIG = Path("configs/tiny/flux2klein_demo.py")
 SHOWN = 6  # rows of the picture
@@ -34,9 +35,7 @@ def run(*arguments: str) -> float:
 
 def precision() -> list[str]:
     """Options of a command: the config's bf16, or fp32 on a processor that would only imitate bf16, several times slower."""
-    info = Path("/proc/cpuinfo")
-    words = set(info.read_text().split()) if info.exists() else set()
-    if torch.cuda.is_available() or words & {"avx512_bf16", "amx_bf16", "bf16"}:  # x86 twice, ARM
+    if torch.cuda.is_available() or cpu_has_bf16() is not False:
         return []
     print("This processor has no bf16 instructions, so the demo computes in fp32: mixed_precision = 'no'.", flush=True)
     return ["--cfg_options", "mixed_precision=no"]

@@ -13,24 +13,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from OpenSciDraw.drawn.canvas import COLORS, LABEL_ROOM
 from OpenSciDraw.drawn.pieces import a
-from OpenSciDraw.errors import UserError
-from OpenSciDraw.evaluation.base import PictureMetric, Scores
-from OpenSciDraw.evaluation.structure import arrow_key, read_structure, same_shape, score_arrows, score_parts
+from OpenSciDraw.evaluation.base import Scores
+from OpenSciDraw.evaluation.structure import (
+    ReadingMetric,
+    arrow_key,
+    read_structure,
+    same_shape,
+    score_arrows,
+    score_parts,
+)
 from OpenSciDraw.reading.figure import ReadComponent, ReadFigure
 from OpenSciDraw.reading.glyphs import same_text
 from OpenSciDraw.registry import METRICS
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
-    from OpenSciDraw.config import EvaluateConfig
     from OpenSciDraw.evaluation.examples import Example
 
 _Q = r"(?:'([^'\n]{1,60}?)'|\"([^\"\n]{1,60}?)\"|‘([^’\n]{1,60}?)’|“([^”\n]{1,60}?)”)"
@@ -171,13 +174,8 @@ def _other_arrows(said: Description, read: ReadFigure, pairs: dict[int, int]) ->
 
 
 @METRICS.register("described")
-class Described(PictureMetric):
+class Described(ReadingMetric):
     """See the module's text. Applies to examples whose prompt names components with labels."""
-
-    def __init__(self, settings: EvaluateConfig, folder: Path):
-        super().__init__(settings, folder)
-        if find_spec("cv2") is None:
-            raise UserError("The metric 'described' needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
 
     def score(self, picture: Image.Image | None, example: Example) -> Scores:
         return score_described(picture, example.prompt)

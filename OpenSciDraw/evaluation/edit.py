@@ -12,24 +12,21 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.evaluation.base import PictureMetric, Scores
-from OpenSciDraw.evaluation.structure import middle_of, pair_parts, read_structure, same_shape
+from OpenSciDraw.evaluation.base import Scores
+from OpenSciDraw.evaluation.structure import ReadingMetric, middle_of, pair_parts, read_structure, same_shape
 from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.reading.figure import ReadComponent, ReadFigure
 from OpenSciDraw.reading.glyphs import same_text
 from OpenSciDraw.registry import METRICS
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
-    from OpenSciDraw.config import EvaluateConfig
     from OpenSciDraw.evaluation.examples import Example
 
 VERSION = 1
@@ -40,13 +37,8 @@ _MARGIN = 3  # px around boxes that are not compared: the VAE blurs
 
 
 @METRICS.register("edit")
-class Edit(PictureMetric):
+class Edit(ReadingMetric):
     """See the module's text. Applies to examples that edit a picture."""
-
-    def __init__(self, settings: EvaluateConfig, folder: Path):
-        super().__init__(settings, folder)
-        if find_spec("cv2") is None:
-            raise UserError("The edit metric needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
 
     def identity(self) -> dict[str, Any]:
         return {"version": VERSION}

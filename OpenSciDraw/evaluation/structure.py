@@ -46,14 +46,23 @@ _UNREAD = ("table", "scatter")
 _ROUND = {"circle": "ellipse"}
 
 
-@METRICS.register("structure")
-class Structure(PictureMetric):
-    """See the module's text. Applies to examples with ground truth ('drawn:…')."""
+def require_opencv() -> None:
+    """Raises UserError, with what to install, where the package is missing."""
+    if find_spec("cv2") is None:
+        raise UserError("Reading what a picture shows needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
+
+
+class ReadingMetric(PictureMetric):
+    """A metric of what `read_structure` finds in a picture."""
 
     def __init__(self, settings: EvaluateConfig, folder: Path):
         super().__init__(settings, folder)
-        if find_spec("cv2") is None:
-            raise UserError("The structure metric needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
+        require_opencv()
+
+
+@METRICS.register("structure")
+class Structure(ReadingMetric):
+    """See the module's text. Applies to examples with ground truth ('drawn:…')."""
 
     def identity(self) -> dict[str, Any]:
         return {"version": VERSION}

@@ -71,6 +71,7 @@ def check_gpus(config: Config | None) -> Iterator[Finding]:
         return
     if not count:
         yield no_gpu(torch.version.cuda, driver_version(), [str(w.message).splitlines()[0] for w in caught])
+        yield cpu_precision(cpu_has_bf16(), None if config is None else config.mixed_precision)
         return
     yield Finding("ok", f"CUDA {torch.version.cuda} of torch, driver {driver_version() or 'unknown'}")
     oldest = (99, 0)
@@ -110,6 +111,21 @@ def no_gpu(cuda: str | None, driver: str | None, said: list[str]) -> Finding:
         return Finding("FAIL", "CUDA_VISIBLE_DEVICES hides every GPU", "unset CUDA_VISIBLE_DEVICES, or name GPUs in it")
     remedy = f"Update the driver to one for CUDA {cuda}, or install one for an older CUDA. In a container: docker run --gpus all."
     return Finding("FAIL", f"torch (CUDA {cuda}) sees no GPU, though a driver ({driver}) is here{reason}", remedy)
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor computes in bf16 (flags of Linux on x86 and ARM); None where that cannot be read."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpuinfo.read_text().split())) if cpuinfo.is_file() else None
+
+
+def cpu_precision(has: bool | None, wanted: str | None) -> Finding:
+    """torch imitates bf16 where the processor lacks it: several times slower than fp32."""
+    if has is not False:
+        return Finding("ok", "bf16 on the CPU" if has else "whether the CPU has bf16 is not known")
+    if wanted == "bf16":
+        text = "mixed_precision = 'bf16', which this processor only imitates, several times slower than fp32"
+        return Finding("warning", text, "Set mixed_precision = 'no'.")
+    return Finding("ok", "no bf16 on the CPU: use mixed_precision = 'no' there")
 
 
 def precision(capability: tuple[int, int], wanted: str | None) -> Finding:

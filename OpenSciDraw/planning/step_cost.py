@@ -206,19 +206,20 @@ def _run(model: FigureModel, config: Config, shape: Shape, blocks: dict[str, int
 
 
 def _routed_block(
-    model: FigureModel, config: Config, shape: Shape, few: dict[str, int], name: str, count: int
+    model: FigureModel, config: Config, shape: Shape, few: dict[str, int], name: str, count: int, start: _Run, one: _Run
 ) -> tuple[_Run, _Run]:  # fmt: skip
-    """One block of a list, as it is and between others that see only part of the tokens."""
-    before = sum(few[other] for other in list(few)[: list(few).index(name)])
+    """One block of a list, as it is and between others that see only part of the tokens.
+
+    `start`: the run with `few` blocks. `one`: what a third block of this list adds to it, where there is a third.
+    """
     there = min(count, 3)
-    less, more = ({**few, name: there - 1}, {**few, name: there})
-    fewer = _run(model, config, shape, less)
-    plain = _run(model, config, shape, more).minus(fewer)
-    last = before + there - 1
-    narrow = _run(model, config, shape, more, range(last, last + 1))
-    if count < 4:  # its input, kept where it is recomputed, is still that of all tokens
-        return plain, narrow.minus(fewer)
-    return plain, _run(model, config, shape, {**few, name: 4}, range(last, last + 2)).minus(narrow)
+    last = sum(few[other] for other in list(few)[: list(few).index(name)]) + there - 1
+    narrow = _run(model, config, shape, {**few, name: there}, range(last, last + 1))
+    if count > 3:
+        return one, _run(model, config, shape, {**few, name: 4}, range(last, last + 2)).minus(narrow)
+    # its input, kept where it is recomputed, is still that of all tokens
+    fewer = start if count == 3 else _run(model, config, shape, {**few, name: there - 1})
+    return one if count == 3 else start.minus(fewer), narrow.minus(fewer)
 
 
 def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
@@ -239,7 +240,7 @@ def step_cost(config: Config, shape: Shape, budget: int | None) -> Step:
             whole = whole.plus(one, count - few[name])
             each += [one] * count
             if within := [at for at in here if at in routed]:
-                plain, narrow = _routed_block(model, config, shape, few, name, count)
+                plain, narrow = _routed_block(model, config, shape, few, name, count, start, one)
                 whole = whole.plus(narrow.minus(plain), len(within))
                 for at in within:
                     each[at] = narrow if count > 2 else _Run(0, 0, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from OpenSciDraw.evaluation.evaluator import DRAWN
 from OpenSciDraw.evaluation.results import FILE as RESULTS
 from OpenSciDraw.studio import results
 from OpenSciDraw.studio.calls import Call, Given, Page
+from OpenSciDraw.studio.jobs import Job
 from OpenSciDraw.studio.state import Studio
 
 KIND = results.Kind("bench", "benches", TABLE, HTML)
@@ -103,18 +105,15 @@ def _place(studio: Studio, given: Given, name: str) -> list[str]:
     return [f"--{name}", str(studio.places.inside(text))] if text else []
 
 
-def go_on(studio: Studio, given: Given) -> Any:
-    return results.go_on(studio, KIND, given)
-
-
 # -- what came of it -----------------------------------------------------------------------------------
 def listed(studio: Studio, given: Given) -> Any:
     """All benches of the folder with how far they are."""
-    return [_row(studio, folder) for folder in results.folders(studio, KIND)]
+    jobs = results.jobs_of(studio, KIND)
+    return [_row(studio, folder, jobs) for folder in results.folders(studio, KIND, jobs)]
 
 
-def _row(studio: Studio, folder: Path) -> dict[str, Any]:
-    row = results.state_of(studio, KIND, folder)
+def _row(studio: Studio, folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:
+    row = results.state_of(studio, KIND, folder, jobs)
     if all(studio.places.has(folder / name) for name in (LIST, DRAWN, RESULTS)):
         row["progress"] = progress(folder)
     try:
@@ -148,15 +147,11 @@ def _table(name: str, scored: Scored) -> dict[str, Any]:
 
 def several(studio: Studio, given: Given) -> Any:
     """Some benches whole, to be shown beside each other."""
-    names = given.texts("folder", _MOST_SHOWN)
-    return [_row(studio, results.folder_of(studio, KIND, name)) for name in names]
-
-
-def page(studio: Studio, given: Given) -> Any:
-    return results.page_of(studio, KIND, given)
+    names, jobs = given.texts("folder", _MOST_SHOWN), results.jobs_of(studio, KIND)
+    return [_row(studio, results.folder_of(studio, KIND, name), jobs) for name in names]
 
 
 PAGE = Page("Bench", "bench.js", [
     Call("GET", "/api/bench", listed), Call("GET", "/api/bench/choices", choices), Call("GET", "/api/bench/several", several),
-    Call("GET", "/api/bench/page", page), Call("POST", "/api/bench/start", start), Call("POST", "/api/bench/go_on", go_on),
+    Call("POST", "/api/bench/start", start), *results.shared_calls(KIND, "/api/bench"),
 ])  # fmt: skip

@@ -85,12 +85,9 @@ def draw(
 
 def read_picture(report: Callable[[Any], None], file: str) -> dict[str, Any]:
     """What the structure metric sees in a picture, in pixels of it."""
-    from importlib.util import find_spec
+    from OpenSciDraw.evaluation.structure import read_structure, require_opencv
 
-    if find_spec("cv2") is None:
-        raise UserError("The structure metric needs OpenCV: pip install 'OpenSciDraw[evaluate]'.")
-    from OpenSciDraw.evaluation.structure import read_structure
-
+    require_opencv()
     try:
         picture: Image.Image = decode_picture(Path(file).read_bytes())
     except RejectedFigure as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from OpenSciDraw.illustrate.run import SUMMARY, IllustrateSettings, check
 from OpenSciDraw.illustrate.sources import subjects_of_text
 from OpenSciDraw.studio import results
 from OpenSciDraw.studio.calls import Call, Given, Page
+from OpenSciDraw.studio.jobs import Job
 from OpenSciDraw.studio.state import Studio
 from OpenSciDraw.utils.files import json_objects, write_text
 
@@ -109,22 +111,20 @@ def start(studio: Studio, given: Given) -> Any:
     return results.queue(studio, KIND, folder, arguments)
 
 
-def go_on(studio: Studio, given: Given) -> Any:
-    return results.go_on(studio, KIND, given)
-
-
 # -- what came of it -----------------------------------------------------------------------------------
 def listed(studio: Studio, given: Given) -> Any:
     """All illustrations of the folder with how far they are."""
-    return [_row(studio, folder) for folder in results.folders(studio, KIND)]
+    jobs = results.jobs_of(studio, KIND)
+    return [_row(studio, folder, jobs)[0] for folder in results.folders(studio, KIND, jobs)]
 
 
-def _row(studio: Studio, folder: Path) -> dict[str, Any]:
-    row = results.state_of(studio, KIND, folder)
+def _row(studio: Studio, folder: Path, jobs: Sequence[Job]) -> tuple[dict[str, Any], Illustration | None]:
+    """What a list shows of a folder, and its summary, where there is one that can be read."""
+    row = results.state_of(studio, KIND, folder, jobs)
     try:
         found = results.summary_of(studio, KIND, folder, Illustration)
     except UserError as error:
-        return row | {"problem": str(error)}
+        return row | {"problem": str(error)}, None
     file = studio.places.file(folder, DRAWN)
     lines = [] if file is None else json_objects(file.read_bytes())[0]
     row["drawn"] = len({line["id"] for line in lines if isinstance(line.get("id"), str)})
@@ -134,15 +134,13 @@ def _row(studio: Studio, folder: Path) -> dict[str, Any]:
             "what": results.shown(studio, found.what), "source": results.shown(studio, found.source),
             "subjects": len(found.subjects), "best": max(scores, default=None),
         }  # fmt: skip
-    return row
+    return row, found
 
 
 def one(studio: Studio, given: Given) -> Any:
     """One illustration: subjects, candidates, pictures."""
     folder = results.folder_of(studio, KIND, given.text("folder"))
-    row, found = _row(studio, folder), None
-    if "problem" not in row:
-        found = results.summary_of(studio, KIND, folder, Illustration)
+    row, found = _row(studio, folder, results.jobs_of(studio, KIND))
     facts = [] if found is None else [[key, str(found.settings[key])] for key in _FACTS if found.settings.get(key) is not None]
     said = {} if found is None else {"subjects": found.model_dump()["subjects"], "remarks": found.remarks}
     return row | {"facts": facts, "page": studio.places.file(folder, HTML) is not None} | said
@@ -158,13 +156,9 @@ def picture(studio: Studio, given: Given) -> Any:
     return FileResponse(file, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
-def page(studio: Studio, given: Given) -> Any:
-    return results.page_of(studio, KIND, given)
-
-
 PAGE = Page("Illustrate", "illustrate.js", [
     Call("GET", "/api/illustrate", listed), Call("GET", "/api/illustrate/choices", choices),
     Call("GET", "/api/illustrate/one", one),
-    Call("GET", "/api/illustrate/picture", picture), Call("GET", "/api/illustrate/page", page),
-    Call("POST", "/api/illustrate/start", start), Call("POST", "/api/illustrate/go_on", go_on),
+    Call("GET", "/api/illustrate/picture", picture), Call("POST", "/api/illustrate/start", start),
+    *results.shared_calls(KIND, "/api/illustrate"),
 ])  # fmt: skip

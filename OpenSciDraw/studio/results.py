@@ -6,7 +6,9 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ from OpenSciDraw.config import save_config
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.run import Target
 from OpenSciDraw.studio import forms, saved
-from OpenSciDraw.studio.calls import Given
+from OpenSciDraw.studio.calls import Call, Given
 from OpenSciDraw.studio.jobs import Job
 from OpenSciDraw.studio.run_state import read_bounded
 from OpenSciDraw.studio.state import Studio
@@ -133,9 +135,9 @@ def queue(studio: Studio, kind: Kind, folder: Path, arguments: list[str]) -> dic
 
 
 # -- what is there -----------------------------------------------------------------------------------
-def folders(studio: Studio, kind: Kind) -> list[Path]:
-    """Folders of results, also those that the command made in a shell, the newest first."""
-    places, found = studio.places, {studio.places.root / job.run for job in jobs_of(studio, kind) if job.run}
+def folders(studio: Studio, kind: Kind, jobs: Sequence[Job]) -> list[Path]:
+    """Folders of results, those of `jobs` and those that the command made in a shell, the newest first."""
+    places, found = studio.places, {studio.places.root / job.run for job in jobs if job.run}
     for folder in places.folders():
         found |= {file.parent for file in (folder / kind.place).glob(f"*/{kind.summary}")}
         if (folder / kind.summary).is_file():
@@ -157,10 +159,10 @@ def jobs_of(studio: Studio, kind: Kind) -> list[Job]:
     return [job for job in studio.queue.jobs() if job.command == kind.command]
 
 
-def state_of(studio: Studio, kind: Kind, folder: Path) -> dict[str, Any]:
-    """The folder's name, and of its last job in the queue the state, what it said last, and its command."""
+def state_of(studio: Studio, kind: Kind, folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:
+    """The folder's name, and of its last one of `jobs` the state, what it said last, and its command."""
     name = studio.places.name(folder)
-    own = [job for job in jobs_of(studio, kind) if job.run == name]
+    own = [job for job in jobs if job.run == name]
     is_done = studio.places.file(folder, kind.summary) is not None
     if not own:
         word = "running" if holder_of(folder)[1] else "done" if is_done else "stopped"
@@ -190,8 +192,15 @@ def shown(studio: Studio, path: str) -> str:
     return path.removeprefix(f"{studio.places.root}/")
 
 
-def page_of(studio: Studio, kind: Kind, given: Given) -> Response:
-    """The page that the command wrote, to be kept: a stored file is never shown, nor run, under the studio's own address."""
+def shared_calls(kind: Kind, path: str) -> list[Call]:
+    """Calls that are the same on both pages: the page that the command wrote, and the command once more."""
+    return [
+        Call("GET", f"{path}/page", partial(_page_of, kind=kind)), Call("POST", f"{path}/go_on", partial(_go_on, kind=kind)),
+    ]  # fmt: skip
+
+
+def _page_of(studio: Studio, given: Given, kind: Kind) -> Response:
+    """To be kept: a stored file is never shown, nor run, under the studio's own address."""
     file = studio.places.file(folder_of(studio, kind, given.text("folder")), kind.page)
     if file is None:
         raise UserError(f"There is no {kind.page} yet.")
@@ -202,8 +211,8 @@ def download(file: Path, name: str) -> Response:
     return FileResponse(file, media_type="application/octet-stream", filename=name, content_disposition_type="attachment")
 
 
-def go_on(studio: Studio, kind: Kind, given: Given) -> dict[str, Any]:
-    """The command of a folder once more: it goes on where it stopped."""
+def _go_on(studio: Studio, given: Given, kind: Kind) -> dict[str, Any]:
+    """The command goes on where it stopped."""
     name = given.text("folder")
     own = [job for job in jobs_of(studio, kind) if job.run == name]
     if not own:

@@ -73,7 +73,8 @@ class TokenRouting:
         self._whole: Tensor | None = None  # image tokens as they came to the first routed block
         transformer.register_forward_pre_hook(self._begin, with_kwargs=True)
         for at in routed:
-            blocks[at].register_forward_pre_hook(partial(self._enter, at == routed[0]), with_kwargs=True)
+            names = list(inspect.signature(type(blocks[at]).forward).parameters)[1:]  # behind self
+            blocks[at].register_forward_pre_hook(partial(self._enter, at == routed[0], names), with_kwargs=True)
         blocks[routed[-1]].register_forward_hook(self._join)
         model.route_tokens = self.choose
 
@@ -94,11 +95,12 @@ class TokenRouting:
         kept = order[: max(1, round(count * (1 - self.share)))].sort().values
         self._chosen = _Chosen(kept.to(image.device, non_blocking=True), text.shape[1])
 
-    def _enter(self, is_first: bool, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments | None:
+    def _enter(
+        self, is_first: bool, names: list[str], block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Arguments | None:
         chosen = self._chosen
         if chosen is None or not torch.is_grad_enabled():
             return None
-        names = list(inspect.signature(type(block).forward).parameters)[1:]
         arguments = dict(zip(names, args, strict=False)) | kwargs
         joint = arguments["encoder_hidden_states"] is None  # text and picture are one sequence
         if is_first:

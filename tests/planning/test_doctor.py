@@ -194,6 +194,17 @@ def test_bf16_is_refused_where_the_gpu_has_none() -> None:
     assert machine.precision((9, 0), "bf16").level == "ok"
 
 
+def test_bf16_that_a_cpu_imitates_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    for flags, has in (("flags : fpu avx512f avx512_bf16", True), ("Features : asimd bf16", True), ("flags : fpu avx512f", False)):
+        file.write_text(flags + "\n")
+        assert machine.cpu_has_bf16(file) is has
+    assert machine.cpu_has_bf16(tmp_path / "none") is None
+    found = machine.cpu_precision(False, "bf16")
+    assert found.level == "warning" and "mixed_precision = 'no'" in found.remedy
+    assert [machine.cpu_precision(*case).level for case in ((True, "bf16"), (False, "no"), (None, "bf16"))] == ["ok"] * 3
+
+
 def test_a_disk_fails_below_one_checkpoint_and_warns_below_all(tmp_path: Path) -> None:
     folder = tmp_path / "not" / "there" / "yet"
     levels = [doctor.room(folder, least, wanted, "", "x").level for least, wanted in ((1, 2), (1, 1e18), (1e18, 1e18))]
