@@ -4,6 +4,16 @@ Listing reads captions and file sizes, never pixels: 700,000 figures are a list 
 reads one picture when it is needed. What cannot be used is returned with a reason, never left out in silence.
 An id is where the figure lies, relative to the source (path with its extension, or file#row), so it is the same
 on every machine and does not move when other figures come or go.
+
+A source is one of
+- a folder, searched with its subfolders: pictures with a caption in x.txt, x.caption or x.json (keys caption, text
+  or prompt) beside x.png; lists (metadata.jsonl, metadata.csv, captions.jsonl, captions.csv); *.parquet; *.arrow
+  (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
+- a .tar as WebDataset has them (or a folder of such): x.png with x.txt or x.json, one figure for each name up to its first dot;
+- a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
+  bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
+- 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of
+  figures before and after an edit, with instructions (drawn/edits.py; styles small, the default then, and house).
 """
 
 from __future__ import annotations
@@ -46,15 +56,7 @@ def list_figures(
 ) -> tuple[list[FigureRef], list[Rejection]]:
     """List the figures of a source, sorted by id, and what is left out at sight, with reasons.
 
-    A source is one of
-    - a folder, searched with its subfolders: pictures with a caption in x.txt, x.caption or x.json (keys caption, text
-      or prompt) beside x.png; lists (metadata.jsonl, metadata.csv, captions.jsonl, captions.csv); *.parquet; *.arrow
-      (as Hugging Face `datasets` saves them). Names that begin with a dot are not looked at;
-    - a .tar as WebDataset has them (or a folder of such): x.png with x.txt or x.json, one figure for each name up to its first dot;
-    - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
-      bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
-    - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of
-      figures before and after an edit, with instructions (drawn/edits.py; styles small, the default then, and house).
+    What a source may be stands in the module's text.
 
     Columns are found by name (image, file_name, path, image_path or target_image_path; caption, text or prompt) unless given.
     Edits name the pictures that they start from: x.source.png (x.source2.png, …) beside x.png, or a column source_image,

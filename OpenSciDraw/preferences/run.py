@@ -166,10 +166,9 @@ def _evaluator(
     from OpenSciDraw.preferences.seeds import SeveralPictures, picture_id, pictures_of
 
     examples = [example for prompt in prompts for example in pictures_of(prompt, settings.pictures)]
-    made = SeveralPictures(folder, examples, _metrics(evaluate, folder, target), evaluate, part)
-    if settings.include_figure:
-        made.figures = frozenset(picture_id(prompt.id, settings.pictures - 1) for prompt in prompts)
-    return made
+    given = prompts if settings.include_figure else ()
+    figures = frozenset(picture_id(prompt.id, settings.pictures - 1) for prompt in given)
+    return SeveralPictures(folder, examples, _metrics(evaluate, folder, target), evaluate, part, figures)
 
 
 def _draw_and_score(

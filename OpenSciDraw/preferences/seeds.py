@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,10 @@ from OpenSciDraw.figures.buckets import Bucket, fit
 from OpenSciDraw.figures.listing import RejectedFigure
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from OpenSciDraw.config import EvaluateConfig
+    from OpenSciDraw.evaluation.base import Metric
     from OpenSciDraw.evaluation.drawing import Artist, DrawingBatch, Sampler
 
 
@@ -50,7 +54,12 @@ class SeveralPictures(Evaluator):
     that are not drawn: they are the prompt's own figure.
     """
 
-    figures: frozenset[str] = frozenset()
+    def __init__(
+        self, folder: Path, examples: Sequence[Example], metrics: Mapping[str, Metric], settings: EvaluateConfig,
+        part: str = "", figures: frozenset[str] = frozenset(),
+    ):  # fmt: skip
+        super().__init__(folder, examples, metrics, settings, part)
+        self.figures = figures
 
     def _together(self) -> list[list[Example]]:
         of_prompt: dict[str, list[Example]] = {}
