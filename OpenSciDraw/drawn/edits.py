@@ -2,6 +2,7 @@
 
 The figures are diagrams of the styles "small" and "house", and bar charts of "small". Both pictures of an edit are drawn from
 a description of the scene, element by element with random strokes of its own, so that what is not edited has the same pixels.
+The style "mosaic" asks to change nothing: mosaic.py says what for.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from tqdm import tqdm
 from OpenSciDraw.drawn import house, small
 from OpenSciDraw.drawn.canvas import Canvas, Node
 from OpenSciDraw.drawn.figure import DrawnFigure, truth_of
+from OpenSciDraw.drawn.mosaic import draw_mosaic
 from OpenSciDraw.drawn.pieces import a
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.utils.files import make_folder
 
-STYLES = ("small", "house")
+STYLES = ("small", "house", "mosaic")
 _PLACES = {  # how an instruction names the places of a layout
     "row of two": ("on the left", "on the right"), "row of three": ("on the left", "in the middle", "on the right"),
     "column of two": ("at the top", "at the bottom"), "column of three": ("at the top", "in the middle", "at the bottom"),
@@ -196,12 +198,11 @@ def _without(scene: Scene, place: int) -> Scene:
 
 # -- an edit -----------------------------------------------------------------------------------------
 def draw_edit(seed: int, index: int, style: str = "small") -> DrawnEdit:
-    """Edit `index` of the sequence `seed`: a pure function of its arguments, as figures are.
-
-    Raises UserError for a style whose figures cannot be edited.
-    """
+    """Edit `index` of the sequence `seed`: a pure function of its arguments. Raises UserError for a style that cannot be edited."""
     if style not in STYLES:
         raise UserError(f"Figures of style {style!r} cannot be edited. Styles of edits: {', '.join(STYLES)}.")
+    if style == "mosaic":
+        return _mosaic(seed, index)
     key = f"edit:{style}:{seed}:{index}"
     rng = random.Random(key)
     change = None
@@ -215,6 +216,14 @@ def draw_edit(seed: int, index: int, style: str = "small") -> DrawnEdit:
     about = {"kind": kind, "instruction": instruction, "boxes": [list(box) for box in boxes], "kept": kept, "before": before.truth}
     after = DrawnFigure(name, after.image, instruction, {**after.truth, "edit": about})
     return DrawnEdit(name, kind, instruction, before, after, boxes)
+
+
+def _mosaic(seed: int, index: int) -> DrawnEdit:
+    name, (picture, said) = f"drawn-edit-mosaic-{seed}-{index:07d}", draw_mosaic(seed, index)
+    truth = {"kind": "mosaic", "width": small.SIDE, "height": small.SIDE, "components": [], "arrows": [], "labels": []}
+    about = {"kind": "keep", "instruction": said, "boxes": [], "kept": [], "before": truth}
+    before, after = DrawnFigure(f"{name}.source", picture, "", truth), DrawnFigure(name, picture, said, {**truth, "edit": about})
+    return DrawnEdit(name, "keep", said, before, after, ())
 
 
 def _bars(rng: random.Random) -> Bars:

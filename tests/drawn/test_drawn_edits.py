@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from OpenSciDraw.cli import main
-from OpenSciDraw.drawn.edits import KINDS, STYLES, DrawnEdit, draw_edit
+from OpenSciDraw.drawn.edits import KINDS, DrawnEdit, draw_edit
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import list_figures, load_figure
 
 COUNT = 120
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(scope="module", params=("small", "house"))
 def edits(request: pytest.FixtureRequest) -> list[DrawnEdit]:
     return [draw_edit(5, index, request.param) for index in range(COUNT)]
 
@@ -96,6 +96,16 @@ def test_what_is_kept_is_named_and_stays_as_it_is(edits: list[DrawnEdit]) -> Non
         assert len(kept) >= len(edit.after.truth["components"]) - 2
 
 
+def test_a_mosaic_stays_as_it_is_and_has_ink_in_every_square() -> None:
+    edit, other = draw_edit(5, 3, "mosaic"), draw_edit(5, 4, "mosaic")
+    assert edit.before.image.tobytes() == edit.after.image.tobytes() != other.after.image.tobytes()
+    assert draw_edit(5, 3, "mosaic").after.image.tobytes() == edit.after.image.tobytes() and not edit.boxes
+    squares = np.asarray(edit.after.image).reshape(8, 16, 8, 16, 3).swapaxes(1, 2)
+    assert min(square.std() for row in squares for square in row) > 20
+    (ref,), _ = list_figures("drawn:1:seed=5:style=mosaic:edit")
+    assert ref.caption in {"Keep the picture as it is.", "Change nothing.", "Leave everything as it is.", "Copy the picture."}
+
+
 def test_a_source_of_edits_lists_pairs() -> None:
     refs, _ = list_figures("drawn:12:seed=5:edit")
     edit = draw_edit(5, 7)
@@ -109,7 +119,7 @@ def test_a_source_of_edits_lists_pairs() -> None:
 
 @pytest.mark.parametrize(("source", "said"), [
     ("drawn:3:edit:size=256", "edits have 128 x 128 px"), ("drawn:3:edits", "Cannot read 'edits'"),
-    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house"),
+    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic"),
 ])  # fmt: skip
 def test_a_source_of_edits_that_cannot_be_is_refused(source: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
