@@ -14,13 +14,11 @@ from run_prefer import all_of  # noqa: E402
 
 @pytest.mark.slow
 def test_own_preferences_are_told_apart_and_pictures_hold_a_floor(tmp_path: Path, fresh_accelerate: None) -> None:
-    numbers = all_of(tmp_path, prompts=[24, 12], steps=[30, 4], unseen=64)
-    found = numbers["rounds"][0]
+    found = all_of(tmp_path, prompts=24, steps=30, unseen=64)
     assert found["prefer"]["groups"]["made"] >= 10
     logged = found["last logged"]
     accuracy = [value for name, value in logged.items() if name.startswith("preference_accuracy_")]
     assert accuracy and min(accuracy) >= 0.75, logged
     assert logged["preference_winner_change"] < 0.01, logged
     trained = {name: item["value"] for name, item in found["trained"].items()}
-    assert numbers["rounds"][1]["prefer"]["prompts"] == 12  # drawn by the first round's model: another base, that is
     assert trained["components"] >= 0.85 and trained["arrows"] >= 0.9 and trained["one_letter_labels"] >= 0.6, trained
