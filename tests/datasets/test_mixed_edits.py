@@ -154,14 +154,14 @@ def test_keys_that_do_not_go_together_are_refused(dataset: dict, said: str, tmp_
 
 def test_repack_refuses_published_edits_instead_of_losing_what_they_start_from(tmp_path: Path) -> None:
     publish(tmp_path / "edit", True, ["", ""])
-    config = load_config("configs/tiny/flux2klein_edit.py")
+    config = load_config("configs/tiny/flux2klein_edit_copy.py")
     with pytest.raises(UserError, match="edits with what they start from .layout V4.*edit_parquet_path"):
         open_legacy(tmp_path / "edit", config)
 
 
 def test_encode_refuses_the_data_set_of_two_folders(tmp_path: Path) -> None:
     publish(tmp_path / "edit", True, [""])
-    config = load_config("configs/tiny/flux2klein_edit.py", [
+    config = load_config("configs/tiny/flux2klein_edit_copy.py", [
         "dataset.type='ArXiVParquetDatasetV4'", f"dataset.base_dir={str(tmp_path)!r}", "dataset.edit_parquet_path='edit'",
     ])  # fmt: skip
     with pytest.raises(UserError, match="reads several folders of rows that are encoded already"):
