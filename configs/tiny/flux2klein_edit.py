@@ -1,8 +1,8 @@
 """The small base model learns to edit drawn figures by instruction: recolour, relabel, add, remove, move, swap, redirect.
 
 Command:  first flux2klein_edit_copy.py, whose weights this starts from, and whose mosaics are a quarter of what it sees
-          scienceflow encode configs/tiny/flux2klein_edit_copy.py --cfg_options dataset.base_dir=runs/edit
-            encode.figures=drawn:16000:seed=100:edit
+          C=configs/tiny/flux2klein_edit_copy.py
+          scienceflow encode $C --cfg_options dataset.base_dir=runs/edit encode.figures=drawn:16000:seed=100:edit
           scienceflow train configs/tiny/flux2klein_edit.py
           scienceflow evaluate runs/edit/train --ema --figures drawn:300:seed=7:edit
 Cost:     two CPU cores with bf16 instructions: 8 min to encode, 12 min to train.

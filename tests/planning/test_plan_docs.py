@@ -11,6 +11,7 @@ from OpenSciDraw.cli import main as scienceflow
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"\(`(configs/\S+ --[^`]+)`\):\n\n```\n(.*?)```", PAGE, re.DOTALL)
+CLOSING = "Computed, not measured on a GPU. Not counted: validation's own activations."  # said once on the page
 
 
 def test_the_page_shows_three_plans() -> None:
@@ -25,6 +26,3 @@ def test_a_shown_plan_is_what_its_command_prints(
     monkeypatch.chdir(Path(__file__).parents[2])
     assert scienceflow(["plan", *command.split()]) == 0
     assert capsys.readouterr().out.strip().removesuffix(CLOSING).strip() == shown.strip()
-
-
-CLOSING = "Computed, not measured on a GPU. Not counted: validation's own activations."  # said once on the page
