@@ -147,8 +147,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
         "--seed", type=int, default=0, metavar="S", help="the same seed draws the same figures (default: 0)"
     )
     draw.add_argument("--size", type=_count, default=None, metavar="PX", help="longer side (default: 256; small and house: 128)")
-    styles = ("rich", "small", "house", "mixed", "mosaic")
-    draw.add_argument("--style", choices=styles, help="default: rich, of edits small; edits: small, house, mosaic")
+    styles = ("rich", "small", "house", "mixed", "mosaic", "repaint")
+    draw.add_argument("--style", choices=styles, help="default: rich, of edits small; edits: small, house, mosaic, repaint")
     draw.add_argument("--edits", action="store_true", help="pairs before and after an edit, with instructions")
 
 
@@ -181,6 +181,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     what = "run folder or checkpoint, config file (the model before training), or folder of pictures <id>.png"
     evaluate.add_argument("what", metavar="WHAT", help=what)
     evaluate.add_argument("--base", metavar="MODEL", help="another base of the same shapes, on which a run's adapter is drawn")
+    evaluate.add_argument("--rebuilt", action="store_true", help="the figures themselves through the VAE: the most to be expected")
     evaluate.add_argument("--compare", metavar="OTHER", help="another evaluation's folder, or a run, config or pictures")
     evaluate.add_argument("--out", metavar="DIR", help="folder for pictures and numbers (default: evaluations/ in the run)")
     evaluate.add_argument("--figures", metavar="SPEC", help="drawn:64:seed=9, figures with captions, or a .jsonl of prompts")
@@ -373,18 +374,16 @@ def _studio(arguments: argparse.Namespace) -> int:
 
 
 def _draw(arguments: argparse.Namespace) -> int:
+    from OpenSciDraw.drawn.folders import write_drawn_edits, write_drawn_figures
+
     style = arguments.style or ("small" if arguments.edits else "rich")
     if arguments.edits:
-        from OpenSciDraw.drawn import edits
-
         if arguments.size not in (None, 128):
             raise UserError(f"--size {arguments.size}: edits have 128 x 128 px. Leave it out.")
-        edits.write_folder(arguments.out, arguments.count, arguments.seed, style)
+        write_drawn_edits(arguments.out, arguments.count, arguments.seed, style)
     else:
-        from OpenSciDraw.drawn import figure as drawn
-
         size = arguments.size or (256 if style == "rich" else 128)
-        drawn.write_folder(arguments.out, arguments.count, arguments.seed, size, style)
+        write_drawn_figures(arguments.out, arguments.count, arguments.seed, size, style)
     print(arguments.out)
     return 0
 

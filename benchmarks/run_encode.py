@@ -35,7 +35,7 @@ from tqdm import tqdm
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from OpenSciDraw.config import Config
-from OpenSciDraw.drawn.figure import write_folder
+from OpenSciDraw.drawn.folders import write_drawn_figures
 from OpenSciDraw.encode import run as encode
 from OpenSciDraw.encode import shards as encode_shards
 from OpenSciDraw.encode import work as encode_work
@@ -88,7 +88,7 @@ class Encoding:
     def __init__(self, case: Case, folder: Path):
         self.folder = folder
         pictures = folder / "pictures"
-        write_folder(pictures, case.figures, seed=0, size=256)
+        write_drawn_figures(pictures, case.figures, seed=0, size=256)
         self.config = Config.model_validate({
             "pretrained_model_name_or_path": case.folder, "mixed_precision": "no", "max_sequence_length": MAX_TOKENS,
             "dataset": {"base_dir": str(folder)},

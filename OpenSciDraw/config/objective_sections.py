@@ -131,6 +131,9 @@ class RewardConfig(Section):
     steps_per_round: int = key(
         1, "Reward", "Steps that learn from what one round has drawn, each at noise levels of its own.", "optimizer steps", ge=1
     )
+    shared_noise: bool = key(
+        True, "Reward", "All pictures of a prompt at one noise and noise level: the gradient then is of what tells them apart."
+    )
     processes: int = key(2, "Reward", "Processes that score beside the training; 0 = the training process.", "processes", ge=0)
     advantage_limit: float = key(
         2.0, "Reward", "Advantages are cut here; a picture that far above its group's mean counts as wholly good.",

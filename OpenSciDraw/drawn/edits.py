@@ -2,29 +2,26 @@
 
 The figures are diagrams of the styles "small" and "house", and bar charts of "small". Both pictures of an edit are drawn from
 a description of the scene, element by element with random strokes of its own, so that what is not edited has the same pixels.
-The style "mosaic" asks to change nothing: mosaic.py says what for.
+Two styles are lessons for a model that has never edited (docs/edit.md). "mosaic" asks to change nothing: mosaic.py says what
+for. "repaint" gives two or more shapes of a small diagram other colours by their labels, so that what is to be learned, to find a
+label in the picture, decides many pixels.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from OpenSciDraw.drawn import house, small
 from OpenSciDraw.drawn.canvas import Canvas, Node
 from OpenSciDraw.drawn.figure import DrawnFigure, truth_of
 from OpenSciDraw.drawn.mosaic import draw_mosaic
-from OpenSciDraw.drawn.pieces import a
+from OpenSciDraw.drawn.pieces import a, listing
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import make_folder
 
-STYLES = ("small", "house", "mosaic")
+STYLES = ("small", "house", "mosaic", "repaint")
 _PLACES = {  # how an instruction names the places of a layout
     "row of two": ("on the left", "on the right"), "row of three": ("on the left", "in the middle", "on the right"),
     "column of two": ("at the top", "at the bottom"), "column of three": ("at the top", "in the middle", "at the bottom"),
@@ -33,7 +30,7 @@ _PLACES = {  # how an instruction names the places of a layout
     "join": ("at the top left", "at the top right", "at the bottom"),
 }  # fmt: skip
 _ROOM = 5  # px around an arrow's line that its head takes
-_UNSTEADY = {"small": 0, "house": 2}  # px that a shape's strokes leave its box by
+_UNSTEADY = {"house": 2}  # px that a shape's strokes leave its box by
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,14 @@ def _recolour(rng: random.Random, scene: Scene, style: str) -> Change | None:
     color = rng.choice([c for c in (house.COLORS if style == "house" else small.COLORS) if c != look.color])
     verb = rng.choice((f"Make '{look.label}' {color}.", f"Change the colour of '{look.label}' to {color}."))
     return scene, _with(scene, place, replace(look, color=color)), verb
+
+
+def _repaint(rng: random.Random, scene: Scene, style: str) -> Change:
+    places = rng.sample(sorted(scene.nodes), rng.randint(2, len(scene.nodes)))
+    new = {place: rng.choice([color for color in small.COLORS if color != scene.nodes[place].color]) for place in places}
+    nodes = {place: replace(look, color=new.get(place, look.color)) for place, look in scene.nodes.items()}
+    said = [f"'{scene.nodes[place].label}' {color}" for place, color in new.items()]
+    return scene, replace(scene, nodes=nodes), f"Make {listing(said)}."
 
 
 def _relabel(rng: random.Random, scene: Scene, style: str) -> Change | None:
@@ -185,6 +190,7 @@ _CHANGES: dict[str, Callable[[random.Random, Any, str], Change | None]] = {
     "reverse": _reverse, "redirect": _redirect, "bar": _bar,
 }  # fmt: skip
 KINDS = tuple(_CHANGES)
+_CHANGES["repaint"] = _repaint  # of the style "repaint" alone
 
 
 def _with(scene: Scene, place: int, look: Look) -> Scene:
@@ -205,14 +211,15 @@ def draw_edit(seed: int, index: int, style: str = "small") -> DrawnEdit:
         return _mosaic(seed, index)
     key = f"edit:{style}:{seed}:{index}"
     rng = random.Random(key)
+    name = f"drawn-edit-{style}-{seed}-{index:07d}"
+    kinds = ["repaint"] if style == "repaint" else [kind for kind in KINDS if kind != "bar" or style == "small"]
     change = None
     while change is None:  # not everything can be asked of every scene
-        kind = rng.choice([name for name in KINDS if name != "bar" or style == "small"])
+        kind = rng.choice(kinds)
         change = _CHANGES[kind](rng, _bars(rng) if kind == "bar" else _scene(rng, style), style)
     first, second, instruction = change
-    name = f"drawn-edit-{style}-{seed}-{index:07d}"
     before, after = _draw(first, style, key, f"{name}.source"), _draw(second, style, key, name)
-    boxes, kept = _differences(before.truth, after.truth, _UNSTEADY[style])
+    boxes, kept = _differences(before.truth, after.truth, _UNSTEADY.get(style, 0))
     about = {"kind": kind, "instruction": instruction, "boxes": [list(box) for box in boxes], "kept": kept, "before": before.truth}
     after = DrawnFigure(name, after.image, instruction, {**after.truth, "edit": about})
     return DrawnEdit(name, kind, instruction, before, after, boxes)
@@ -292,17 +299,3 @@ def _seen(component: dict[str, Any]) -> tuple[Any, ...]:
 
 def _line(arrow: dict[str, Any]) -> tuple[Any, ...]:
     return arrow["directed"], tuple(map(tuple, arrow["points"]))
-
-
-# -- in files ------------------------------------------------------------------------------------------
-def write_folder(out: str | Path, count: int, seed: int, style: str = "small") -> None:
-    """Write `<id>.png`, `<id>.source.png` and `<id>.json` (caption, edit_bboxes) for each edit, and one `truth.jsonl` for all."""
-    folder = make_folder(Path(out))
-    with (folder / "truth.jsonl").open("w", encoding="utf-8") as truths:
-        for index in tqdm(range(count), desc="drawing edits", unit="edit"):
-            edit = draw_edit(seed, index, style)
-            edit.after.image.save(folder / f"{edit.id}.png", compress_level=1)
-            edit.before.image.save(folder / f"{edit.id}.source.png", compress_level=1)
-            record = {"caption": edit.instruction, "edit_bboxes": edit.boxes}
-            (folder / f"{edit.id}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-            truths.write(json.dumps({"id": edit.id, **edit.after.truth}) + "\n")

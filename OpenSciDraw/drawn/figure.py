@@ -16,22 +16,18 @@ picture, half-open, strokes included:
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
-from tqdm import tqdm
 
 from OpenSciDraw.drawn import house, kinds, plots, small
 from OpenSciDraw.drawn.canvas import Canvas
 from OpenSciDraw.drawn.pieces import Area
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.utils.files import make_folder
 
 MIN_SIZE = 96
 MAX_SIZE = 4096
@@ -78,7 +74,7 @@ def draw_figure(
     Raises UserError for an unknown kind or style, or a size outside 96 to 4096 (small and house: other than 128).
     """
     if style not in STYLES:
-        raise UserError(f"Unknown style of drawn figure {style!r}. Known: {', '.join(STYLES)}; of edits also mosaic.")
+        raise UserError(f"Unknown style of drawn figure {style!r}. Known: {', '.join(STYLES)}; of edits also mosaic and repaint.")
     if style == "mixed":
         style = random.Random(f"mixed:{seed}:{index}").choices(("small", "rich", "house"), (6, 1, 3))[0]
         width = height = size
@@ -140,16 +136,3 @@ def iter_figures(count: int, seed: int = 0, size: int = 256, style: str = "rich"
     """The first `count` figures of a sequence, drawn one at a time."""
     for index in range(count):
         yield draw_figure(seed, index, size, style=style)
-
-
-def write_folder(out: str | Path, count: int, seed: int, size: int, style: str = "rich") -> None:
-    """Write `<id>.png` with its sidecar caption `<id>.txt` for each figure, and one `truth.jsonl` for all.
-
-    A line of `truth.jsonl` is the ground truth with the figure's `id` added.
-    """
-    folder = make_folder(Path(out))
-    with (folder / "truth.jsonl").open("w", encoding="utf-8") as truths:
-        for figure in tqdm(iter_figures(count, seed, size, style), total=count, desc="drawing figures", unit="fig"):
-            figure.image.save(folder / f"{figure.id}.png", compress_level=1)
-            (folder / f"{figure.id}.txt").write_text(figure.caption + "\n", encoding="utf-8")
-            truths.write(json.dumps({"id": figure.id, **figure.truth}) + "\n")

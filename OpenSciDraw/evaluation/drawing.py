@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +18,9 @@ from tqdm import tqdm
 from OpenSciDraw.config import Config, Drawing, EvaluateConfig
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.evaluation.examples import Example
+from OpenSciDraw.figures.buckets import Bucket, fit
 from OpenSciDraw.figures.decode import RejectedFigure
+from OpenSciDraw.figures.fitting import pixels_of, to_model_range
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
 from OpenSciDraw.inference.pictures import encode_prompt
@@ -228,3 +231,31 @@ class Artist:
     def close(self) -> None:
         if self.text is not None:
             self.text.delete()
+
+
+class Rebuilder(Artist):
+    """Draws nothing: each figure goes into the VAE and comes out again. No picture of this VAE can be expected to score more."""
+
+    def identity(self, sampler: Sampler) -> dict[str, Any]:
+        return {"model": self.config.pretrained_model_name_or_path, "rebuilt by": fingerprint(self.model.component_files("vae"))}
+
+    def load(self, prompts: Iterable[str], examples: Iterable[Example] = ()) -> None:
+        self.model.load_vae()
+
+    @torch.no_grad()
+    def draw(self, batch: DrawingBatch, sampler: Sampler) -> list[Any]:
+        pixels = torch.stack([self._pixels(example, batch) for example in batch.examples])
+        rebuilt = self.model.decode(self.model.normalize(self.model.encode_images(pixels.to(self.model.device)))).float()
+        values = (rebuilt / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(value) for value in values]
+
+    @staticmethod
+    def _pixels(example: Example, batch: DrawingBatch) -> Tensor:
+        try:
+            figure = example.reference_image()
+        except RejectedFigure as error:
+            raise UserError(f"The figure of {example.id!r} cannot be read: {error}. Replace it or leave it out.") from error
+        if figure is None:
+            raise UserError(f"--rebuilt shows what the VAE makes of figures, and {example.id!r} is a prompt without one.")
+        shown, _ = fit(figure, Bucket(batch.width, batch.height))
+        return to_model_range(pixels_of(shown))

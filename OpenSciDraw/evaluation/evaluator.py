@@ -74,17 +74,17 @@ class Evaluator:
     def _path(self, example: Example) -> Path:
         return find_picture(self.pictures, example.id)
 
-    def draw(self, config: Config, trained: Trained | None) -> None:
-        """Draw what is not drawn yet, and measure the held-out loss while the model is there.
+    def draw(self, config: Config, trained: Trained | None, rebuilt: bool = False) -> None:
+        """Draw what is not drawn yet, and measure the held-out loss while the model is there; or what the VAE makes of the figures.
 
         Raises:
             UserError: the folder's pictures are of other settings or prompts.
         """
-        from OpenSciDraw.evaluation.drawing import Artist, Sampler
+        from OpenSciDraw.evaluation.drawing import Artist, Rebuilder, Sampler
         from OpenSciDraw.inference.pictures import drawing_of_trained
 
         self.scratch.mkdir(parents=True, exist_ok=True)
-        artist, asked = Artist(config, trained, self.scratch), self.settings
+        artist, asked = (Rebuilder if rebuilt else Artist)(config, trained, self.scratch), self.settings
         drawing = drawing_as_asked(config)  # of a model before training
         if trained is not None:
             drawing = drawing_of_trained(artist.model, config, asked.steps, asked.guidance)

@@ -43,6 +43,7 @@ class Target:
     config: Config | None
     ema: bool = False
     base: str | None = None  # another base for the run's adapter
+    rebuilt: bool = False  # its VAE alone
 
 
 # -- what was asked for --------------------------------------------------------------------------
@@ -135,7 +136,8 @@ def default_folder(target: Target, trained: Trained | None, settings: EvaluateCo
     if target.config is None:
         return target.path / "evaluations" / f"{target.path.name}_{slug}"
     if trained is None:
-        return Path(target.config.model_output_dir).absolute() / "evaluations" / f"base_{slug}"
+        name = "rebuilt" if target.rebuilt else "base"
+        return Path(target.config.model_output_dir).absolute() / "evaluations" / f"{name}_{slug}"
     if target.base is not None:
         from OpenSciDraw.inference.other_base import base_name
 
@@ -157,7 +159,7 @@ def _label(trained: Trained) -> str:
 def _origin(target: Target, trained: Trained | None, settings: EvaluateConfig) -> dict[str, Any]:
     """The part of evaluation.json that says what was evaluated."""
     kind = "base" if trained is None else "lora" if trained.is_lora else "full"
-    weights = None if target.config is None else kind + (" ema" if target.ema else "")
+    weights = None if target.config is None else "vae" if target.rebuilt else kind + (" ema" if target.ema else "")
     label = None if trained is None else re.search(r"(?:step|checkpoint)-(\d+)", _label(trained))
     return {
         "run": None if trained is None else str(trained.run), "weights": weights, "step": int(label[1]) if label else None,
@@ -179,7 +181,7 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
         named = (encode.image_column, encode.caption_column, encode.where, encode.reference_column) if encode is not None else ()
         examples = load_examples(settings.figures, settings.limit, encode.resolution if encode else None, *named)
     trained = None
-    if target.kind == "run":
+    if target.kind == "run" and not target.rebuilt:
         from OpenSciDraw.inference.export import find_trained
 
         assert config is not None
@@ -196,7 +198,7 @@ def evaluate(target: Target, settings: EvaluateConfig, out: Path | None) -> tupl
         if config is None:
             evaluator.use_pictures(target.path)
         else:
-            evaluator.draw(config, trained)
+            evaluator.draw(config, trained, target.rebuilt)
         measured = evaluator.measure()
         summary = evaluator.summary(measured, _origin(target, trained, settings))
         write_json(folder / SUMMARY, summary)
@@ -223,10 +225,16 @@ def compare(given: str, settings: EvaluateConfig, evaluator: Evaluator, measured
 
 def main(arguments: Namespace) -> int:
     """Evaluate, compare, and print the table and where the rest lies."""
-    target = replace(find_target(arguments.what, arguments.cfg_options, arguments.ema), base=arguments.base)
+    target = find_target(arguments.what, arguments.cfg_options, arguments.ema)
+    target = replace(target, base=arguments.base, rebuilt=arguments.rebuilt)
     if target.base is not None and target.kind != "run":
         raise UserError(f"--base is for a run's adapter, and {target.given} is no run.")
     settings = settings_of(target.config, _options(arguments), arguments.cfg_options)
+    if target.rebuilt and (target.config is None or target.base is not None or "held_out" in settings.metrics):
+        raise UserError(
+            f"--rebuilt measures the VAE of a config or run, without drawing (given: {target.given}): no folder of pictures, "
+            "neither with --base nor with the metric held_out."
+        )
     if arguments.compare is not None and not (Path(arguments.compare).expanduser() / SUMMARY).is_file():
         find_target(arguments.compare, (), False)  # refused here, before anything is drawn
     evaluator, measured, summary = evaluate(target, settings, Path(arguments.out).expanduser() if arguments.out else None)

@@ -11,6 +11,9 @@ With `adaptive_weight` errors are those of the clean latents, x_sigma - sigma v+
 divided by its mean absolute error, without gradient. `pull` |v - v_start|^2 is added: it keeps the policy near the model that
 training began with.
 
+With `shared_noise` e and sigma are the same for all pictures of a prompt, as in preference.py. Advantages of a group sum to 0, so
+what its pictures have in common then cancels in the gradient, and what tells good ones from bad ones is left.
+
 The paper draws without guidance. Drawn with guidance, v_old is not the velocity that the sampler followed; the gradient above
 stays what it is.
 """
@@ -48,9 +51,8 @@ def reward_loss(model: FigureModel, batch: Batch, place: Place, config: Config, 
     with torch.autocast(device.type, enabled=False):  # encoders work as `scienceflow encode` runs them
         rows = batch.text if batch.text is not None else model.encode_prompts(batch.captions)
     text = model.collate_text([rows[at // size].to(device, non_blocking=True) for at in chosen.tolist()])
-    names = picture_ids(batch.sample_ids, size)
-    tokens = drawn.clean.shape[-2] * drawn.clean.shape[-1]
-    sigma = drawn_sigma(names, place, config, tokens, config.train_batch_size * size)[chosen].to(device, non_blocking=True)
+    names, sigma = _noise_keys(batch, place, config)
+    sigma = sigma[chosen].to(device, non_blocking=True)
     clean = drawn.clean.index_select(0, chosen.to(device, non_blocking=True))
     noise = flow.noise_of(None, place.seed, place.micro_step, [names[at] for at in chosen.tolist()], clean)
     noisy = flow.interpolate(clean, noise, sigma)
@@ -77,8 +79,20 @@ def reward_loss(model: FigureModel, batch: Batch, place: Place, config: Config, 
 
 
 def picture_ids(prompts: list[str], size: int) -> list[str]:
-    """(B G,) names of the pictures of prompts: what their noise is keyed by."""
+    """(B G,) names of the pictures of prompts: what the noise that they are drawn from is keyed by."""
     return [f"{prompt}#{number}" for prompt in prompts for number in range(size)]
+
+
+def _noise_keys(batch: Batch, place: Place, config: Config) -> tuple[list[str], Tensor]:
+    """What each picture's noise is keyed by, and its noise level (N,): of its own, or with `shared_noise` those of its prompt."""
+    size, shared = config.reward.group_size, config.reward.shared_noise
+    assert batch.drawn is not None
+    tokens = batch.drawn.clean.shape[-2] * batch.drawn.clean.shape[-1]
+    names = batch.sample_ids if shared else picture_ids(batch.sample_ids, size)
+    sigma = drawn_sigma(names, place, config, tokens, config.train_batch_size * (1 if shared else size))
+    if not shared:
+        return names, sigma
+    return [name for name in names for _ in range(size)], sigma.repeat_interleave(size)
 
 
 def _of_groups(spread: Tensor, size: int) -> tuple[Tensor, float]:

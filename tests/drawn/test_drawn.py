@@ -17,7 +17,8 @@ import pytest
 
 from OpenSciDraw.drawn import house as drawn_house
 from OpenSciDraw.drawn import small as drawn_small
-from OpenSciDraw.drawn.figure import KINDS, DrawnFigure, draw_figure, iter_figures, write_folder
+from OpenSciDraw.drawn.figure import KINDS, DrawnFigure, draw_figure, iter_figures
+from OpenSciDraw.drawn.folders import write_drawn_figures
 from OpenSciDraw.errors import UserError
 
 DIAGRAMS = ("pipeline", "flowchart", "method", "network", "graph", "tree")
@@ -232,7 +233,7 @@ def test_tables_tell_their_best_rows() -> None:
 
 
 def test_a_folder_holds_pictures_captions_and_one_truth_file(tmp_path: Path) -> None:
-    write_folder(tmp_path / "figures", 4, seed=9, size=128)
+    write_drawn_figures(tmp_path / "figures", 4, seed=9, size=128)
     names = sorted(p.name for p in (tmp_path / "figures").iterdir())
     ids = [f"drawn-9-{i:07d}" for i in range(4)]
     assert names == sorted([*(f"{i}.png" for i in ids), *(f"{i}.txt" for i in ids), "truth.jsonl"])

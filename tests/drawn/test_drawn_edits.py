@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -106,6 +107,19 @@ def test_a_mosaic_stays_as_it_is_and_has_ink_in_every_square() -> None:
     assert ref.caption in {"Keep the picture as it is.", "Change nothing.", "Leave everything as it is.", "Copy the picture."}
 
 
+def test_repainting_gives_two_or_more_shapes_other_colours_and_leaves_all_else() -> None:
+    for index in range(12):
+        edit = draw_edit(5, index, "repaint")
+        asked = dict(re.findall(r"'(\w+)' (\w+)", edit.instruction))
+        before, after = edit.before.truth, edit.after.truth
+        assert len(asked) >= 2 and asked.keys() <= {part["label"] for part in before["components"]}
+        for was, part in zip(before["components"], after["components"], strict=True):
+            assert all(part[key] == was[key] for key in ("shape", "label", "box"))
+            assert part["color"] == asked.get(was["label"], was["color"])
+            assert (was["color"] != part["color"]) == (was["label"] in asked)
+        assert after["arrows"] == before["arrows"] and len(edit.boxes) == len(asked)
+
+
 def test_a_source_of_edits_lists_pairs() -> None:
     refs, _ = list_figures("drawn:12:seed=5:edit")
     edit = draw_edit(5, 7)
@@ -119,7 +133,7 @@ def test_a_source_of_edits_lists_pairs() -> None:
 
 @pytest.mark.parametrize(("source", "said"), [
     ("drawn:3:edit:size=256", "edits have 128 x 128 px"), ("drawn:3:edits", "Cannot read 'edits'"),
-    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic"),
+    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic, repaint"),
 ])  # fmt: skip
 def test_a_source_of_edits_that_cannot_be_is_refused(source: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
@@ -15,22 +18,31 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch
 from OpenSciDraw.drawn.figure import draw_figure
+from OpenSciDraw.figures.fitting import to_model_range
+from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.models.embedded import embedded_folder
-from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText
+from OpenSciDraw.models.flux2_klein_parts import Flux2KleinText, Flux2KleinVAE
 from OpenSciDraw.models.source import ModelSource
 from OpenSciDraw.train_iteration_funcs.flow_matching import Place
-from OpenSciDraw.train_iteration_funcs.pretraining import caption_language_model_loss, number_names
+from OpenSciDraw.train_iteration_funcs.pretraining import (
+    caption_language_model_loss,
+    number_names,
+    vae_decoder_reconstruction_loss,
+)
 from OpenSciDraw.training.run import Training
 from train_OpenSciDraw_loop import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 START = "embedded:flux2_klein_tiny_start"
+VALIDATIONS = {
+    "Flux2KleinVAE": "vae_reconstruction_validation_func", "Flux2KleinText": "caption_language_model_validation_func",
+}  # fmt: skip
 
 
 def part(folder: Path, name: str, objective: str, **changes: object) -> Config:
     values = {
         "model_type": name, "pretrained_model_name_or_path": START, "max_sequence_length": 84, "use_lora": False,
-        "train_iteration_func_name": objective, "validation_func_name": f"{objective}_validation_func",
+        "train_iteration_func_name": objective, "validation_func_name": VALIDATIONS[name],
         "dataset": {"type": "FigureDataset", "figures": "drawn:16:style=small", "resolution": 128},
         "train_batch_size": 4, "max_train_steps": 6, "learning_rate": 2e-3, "lr_warmup_steps": 0, "mixed_precision": "no",
         "upcast_before_saving": True, "held_out_examples": 0, "validation_steps": 6, "logging_steps": 1,
@@ -54,6 +66,44 @@ def test_the_vae_learns_to_rebuild_figures_and_loads_as_a_diffusers_vae(tmp_path
     trained = training.model.transformer.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in vae.state_dict().items())
     assert (tmp_path / "ema" / "transformer" / "config.json").exists()
+
+
+def test_the_decoder_learns_alone_and_latents_keep_their_meaning(tmp_path: Path, fresh_accelerate: Any) -> None:
+    """It starts from a run that trained all of the VAE; to the bit, nothing before the decoder is another afterwards."""
+    first, second = tmp_path / "vae", tmp_path / "decoder"
+    assert train(Training(part(first, "Flux2KleinVAE", "vae_reconstruction"))) == 0
+    fresh_accelerate()
+    changes = {"pretrained_full_ckpt_path": str(first), "adam_weight_decay": 0.1}
+    assert train(Training(part(second, "Flux2KleinVAE", "vae_decoder_reconstruction", **changes))) == 0
+    before, after = (load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors") for folder in (first, second))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert {name for name in before if name.startswith(("encoder.", "quant_conv."))} <= same
+    assert not {name for name in before if name.startswith("decoder.") and name.endswith(".weight")} & same
+    psnr = [line["psnr"] for line in metrics(second) if "psnr" in line]
+    assert psnr[1] > psnr[0]
+
+
+def test_the_decoders_loss_is_the_vaes_with_strokes_weighing_more_and_no_divergence() -> None:
+    model = Flux2KleinVAE(ModelSource(START), 84, torch.float32)
+    model.load_transformer()
+    figures = [np.asarray(draw_figure(5, index, 128, style="small").image) for index in range(2)]
+    x = to_model_range(torch.from_numpy(np.stack(figures)).permute(0, 3, 1, 2))
+    batch = replace(Batch(["a", "b"], ["", ""], None, None, None, []), pixels=x)
+    config = part(Path("unused"), "Flux2KleinVAE", "vae_decoder_reconstruction")
+    found = vae_decoder_reconstruction_loss(model, batch, Place(0, 0, 0, 1), config, torch.zeros(1))
+    with torch.no_grad():
+        posterior = model.transformer.encode(x).latent_dist
+        drawn = torch.randn(posterior.mean.shape, generator=keyed_generator("posterior", 0, 0, 0))
+        e = (model.transformer.decode(posterior.mean + posterior.std * drawn).sample - x).double().numpy()
+    pixels, by_hand = x.double().numpy(), []
+    for error, picture in zip(e, pixels, strict=True):
+        padded = np.pad(picture, ((0, 0), (2, 2), (2, 2)), constant_values=np.nan)
+        around = np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2)), axis=(3, 4))
+        strokes = np.abs(picture - around).max(0)
+        red, green, blue = error.reshape(3, 32, 4, 32, 4).mean((2, 4))
+        colour = (np.abs(red - green).mean() + np.abs(blue - (red + green) / 2).mean()) / 2
+        by_hand.append(np.abs(error).mean() + 8 * (error**2).mean() + 4 * colour + 40 * (strokes * error**2).mean())
+    np.testing.assert_allclose(found.per_sample.numpy(), by_hand, rtol=1e-4)
 
 
 def test_the_text_encoder_learns_captions_and_loads_as_a_transformers_model(tmp_path: Path) -> None:

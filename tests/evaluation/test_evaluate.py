@@ -541,6 +541,36 @@ def test_a_wrong_rubric_is_refused_before_anything_is_drawn(tmp_path: Path, caps
     assert "p: rubric['colours']" in capsys.readouterr().err and not (out / "pictures").exists()
 
 
+def test_rebuilt_shows_the_figures_through_the_vae_and_draws_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from OpenSciDraw.models.flux2_klein import Flux2Klein
+    from OpenSciDraw.models.source import ModelSource
+
+    monkeypatch.setattr(Flux2Klein, "load_transformer", lambda *_, **__: pytest.fail("nothing is drawn"))
+    config = write_config(tmp_path / "c.py", BASE | {"dataset": {"type": "FigureDataset", "figures": "drawn:4"}})
+    asked = ["evaluate", str(config), "--rebuilt", "--figures", "drawn:3:seed=9:style=small", "--out", str(tmp_path / "out")]
+    assert main([*asked, "--metrics", "structure"]) == 0
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert summary["weights"] == "vae" and summary["metrics"]["structure/components"]["value"] > 0.5
+    model = Flux2Klein(ModelSource(BASE["pretrained_model_name_or_path"]), 64, torch.float32)
+    model.load_vae()
+    for index, example in enumerate(load_examples("drawn:3:seed=9:style=small")):
+        figure = draw_figure(9, index, 128, style="small")
+        pixels = torch.from_numpy(np.asarray(figure.image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            rebuilt = model.decode(model.normalize(model.encode_images(pixels)))[0].permute(1, 2, 0).numpy()
+        there = np.asarray(Image.open(tmp_path / "out" / "pictures" / picture_name(example.id)), dtype=float)
+        assert np.abs(there - (rebuilt / 2 + 0.5).clip(0, 1) * 255).max() <= 1
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"id": "p", "prompt": "a box", "width": 64, "height": 64, "truth": {"kind": "diagram"}}) + "\n")
+    for wrong, said in ((["--metrics", "held_out"], "without drawing"), (["--figures", str(prompts)], "a prompt without one")):
+        assert main([*asked, "--metrics", "structure", *wrong, "--out", str(tmp_path / "other")]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_config_that_trains_a_part_of_a_model_says_that_it_draws_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -305,8 +305,7 @@ def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
     """(values, run, weights, weights after a resume): figures and edits in one store, four steps, the last two trained again."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from OpenSciDraw.drawn import edits
-    from OpenSciDraw.drawn.figure import write_folder
+    from OpenSciDraw.drawn.folders import write_drawn_edits, write_drawn_figures
     from OpenSciDraw.encode import run as encode
     from OpenSciDraw.training.run import Training
     from train_OpenSciDraw_loop import train
@@ -319,8 +318,8 @@ def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
         GradientState._reset_state()
 
     data, run = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
-    edits.write_folder(data / "figures" / "edits", 3, 3)
-    write_folder(data / "figures" / "plain", 3, 0, 128, "small")
+    write_drawn_edits(data / "figures" / "edits", 3, 3)
+    write_drawn_figures(data / "figures" / "plain", 3, 0, 128, "small")
     source = sorted((data / "figures" / "plain").glob("*.png"))[0]
     values = merged(
         BASE, model_type="QwenImage21", pretrained_model_name_or_path=SOURCE, lora_layers=RECOMMENDED, learning_rate=5e-2,

@@ -315,10 +315,10 @@ def test_sister_models_are_refused_before_they_are_read(tmp_path: Path, change: 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):  # type: ignore[no-untyped-def]
     """Run folder after three strong steps of LoRA on edits, both final weights, and the picture that validation edits."""
-    from OpenSciDraw.drawn import edits
+    from OpenSciDraw.drawn.folders import write_drawn_edits
 
     data, run = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
-    edits.write_folder(data / "figures", 3, 3)
+    write_drawn_edits(data / "figures", 3, 3)
     source = data / "source.png"
     sources()[0].resize((128, 128)).save(source)
     values = merged(

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from OpenSciDraw.drawn.figure import write_folder
+from OpenSciDraw.drawn.folders import write_drawn_figures
 
 pytestmark = pytest.mark.slow
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -85,7 +85,7 @@ def tab(page: Any, name: str) -> None:
 
 
 def test_from_a_folder_of_figures_to_a_lora_and_its_picture_by_clicking_alone(browser: Any, tmp_path: Path) -> None:
-    write_folder(tmp_path / "figures", 24, 0, 128, "house")
+    write_drawn_figures(tmp_path / "figures", 24, 0, 128, "house")
     with serving(tmp_path) as address, page_of(browser, address) as page:
         page.get_by_role("link", name="figures", exact=True).click()
         page.wait_for_selector(".cell[data-row]", timeout=600_000)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from OpenSciDraw.cli import build_parser
-from OpenSciDraw.drawn.figure import write_folder
+from OpenSciDraw.drawn.folders import write_drawn_figures
 
 EVIL = "<img src=x onerror=alert(1)>"
 ENDPOINT = "http://localhost:9/v1"
@@ -204,7 +204,7 @@ def test_benches_show_progress_and_tables_with_intervals_beside_each_other(studi
 def test_a_drawn_picture_becomes_files_that_can_be_edited_in_a_worker(studio: Any, client: Any) -> None:
     for module in ("cv2", "resvg_py", "pptx"):
         pytest.importorskip(module, reason="needs the extra vectorize")
-    write_folder(studio.places.root / "figures", 1, 0, 128, "house")
+    write_drawn_figures(studio.places.root / "figures", 1, 0, 128, "house")
     image = studio.places.name(next((studio.places.root / "figures").glob("*.png")))
     found = client.post("/api/editable/make", json={"image": image}).json()
     assert "explains" in found["says"] and found["explained"] > 0.8

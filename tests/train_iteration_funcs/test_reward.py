@@ -214,13 +214,16 @@ def rows_of_one_size(run: Training, count: int) -> list[int]:
     return np.flatnonzero(of == np.bincount(of).argmax())[:count].tolist()
 
 
-@pytest.mark.parametrize("figure", [False, True], ids=["all drawn", "the last is the figure"])
+@pytest.mark.parametrize(
+    ("figure", "shared"), [(False, False), (True, True)],
+    ids=["all drawn, each at its own noise", "the last is the figure, a prompt's at one noise"],
+)  # fmt: skip
 def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
-    figure: bool, store_config: dict, tmp_path: Path, fresh_accelerate: Any
+    figure: bool, shared: bool, store_config: dict, tmp_path: Path, fresh_accelerate: Any
 ) -> None:
     """Three prompts of two pictures; those of the second score the same, so that it is left out, and counts in the mean."""
     values = merged(merged(store_config, **DRAWS), train_batch_size=3, model_output_dir=str(tmp_path))
-    values = merged(values, reward={"pull": 0.7, "include_figure": figure, "metrics": {"ink.dark": 1.0}})
+    values = merged(values, reward={"pull": 0.7, "include_figure": figure, "shared_noise": shared, "metrics": {"ink.dark": 1.0}})
     run = Training(Config.model_validate(values))
     settings, model = run.config.reward, run.model
     torch.manual_seed(0)
@@ -235,8 +238,9 @@ def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
     scores = torch.tensor([[0.1], [0.9], [0.5], [0.5], [0.8], [0.2]])
     place = Place(7, 3, 0, 1)
     found = run.objective(model, replace(batch, drawn=Drawn(clean, scores)), place, run.config, run.empty_text)
-    names = reward.picture_ids(batch.sample_ids, 2)
-    sigmas = drawn_sigma(names, place, run.config, clean.shape[-1] * clean.shape[-2], 6)
+    names = [name for name in batch.sample_ids for _ in range(2)] if shared else reward.picture_ids(batch.sample_ids, 2)
+    of = batch.sample_ids if shared else names
+    sigmas = drawn_sigma(of, place, run.config, clean.shape[-1] * clean.shape[-2], len(of)).repeat_interleave(6 // len(of))
     noise = flow.keyed_noise(7, 3, names, clean.shape[1:])
     losses, distances = [], []
     for at in (0, 1, 4, 5):
@@ -262,6 +266,21 @@ def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
     assert means["reward_distance_to_start"] == pytest.approx([sum(distances), 4.0], rel=1e-4)
     drawn = scores[::2] if figure else scores
     assert means["reward_ink.dark"] == pytest.approx([drawn.sum().item(), len(drawn)])
+
+
+def test_what_the_pictures_of_a_prompt_have_in_common_cancels(store_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
+    """Twice the same picture, once called good and once bad: at one noise nothing is left to learn, at two noises there is."""
+    found = {}
+    for shared in (True, False):
+        fresh_accelerate()
+        values = merged(merged(store_config, **DRAWS), model_output_dir=str(tmp_path / str(shared)))
+        run = Training(Config.model_validate(merged(values, reward={"shared_noise": shared, "metrics": {"ink.dark": 1.0}})))
+        batch = run.dataset.batch([0])
+        clean = torch.randn(1, *run.model.normalize(batch.latents[:1]).shape[1:], generator=torch.Generator().manual_seed(0))
+        drawn = replace(batch, drawn=Drawn(clean.expand(2, -1, -1, -1), torch.tensor([[0.1], [0.9]])))
+        run.objective(run.model, drawn, Place(0, 0, 0, 1), run.config, run.empty_text).loss.backward()
+        found[shared] = max(p.grad.abs().max().item() for p in run.parameters.values())
+    assert found[True] < 1e-3 * found[False]
 
 
 def test_where_no_group_differs_the_loss_is_0_and_has_a_gradient(store_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:

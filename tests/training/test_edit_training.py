@@ -15,7 +15,7 @@ from test_training import EXACT, assert_same_run
 
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.arxiv_parquet import ArXiVParquetDatasetV2
-from OpenSciDraw.drawn.figure import write_folder
+from OpenSciDraw.drawn.folders import write_drawn_edits, write_drawn_figures
 from OpenSciDraw.encode import run as encode
 from OpenSciDraw.encode import verify
 from OpenSciDraw.errors import UserError
@@ -30,13 +30,11 @@ SPLIT = 8
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Config values with a store of 14 figures and 22 edits behind them, one with two sources of other sizes."""
-    from OpenSciDraw.drawn import edits
-
     folder = tmp_path_factory.mktemp("mixed")
-    edits.write_folder(folder / "figures" / "edits", 21, 3)
-    write_folder(folder / "figures" / "plain", 14, 0, 128, "small")
+    write_drawn_edits(folder / "figures" / "edits", 21, 3)
+    write_drawn_figures(folder / "figures" / "plain", 14, 0, 128, "small")
     two = folder / "figures" / "two"
-    edits.write_folder(two, 1, 9)
+    write_drawn_edits(two, 1, 9)
     (picture,) = [path for path in two.glob("*.png") if ".source" not in path.name]
     shutil.copy(sorted((folder / "figures" / "plain").glob("*.png"))[0], picture.with_name(f"{picture.stem}.source2.png"))
     values = {
@@ -81,7 +79,7 @@ def test_a_row_has_the_latents_of_its_sources_and_its_boxes(mixed: dict, tiny) -
 
 
 def test_a_source_that_several_edits_share_is_encoded_once(tmp_path: Path, mixed: dict) -> None:
-    write_folder(tmp_path / "figures", 3, 0, 128, "small")
+    write_drawn_figures(tmp_path / "figures", 3, 0, 128, "small")
     names = sorted(path.name for path in (tmp_path / "figures").glob("*.png"))
     rows = [{"image": name, "caption": f"Edit {at}.", "source_image": names[0]} for at, name in enumerate(names[1:])]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "figures" / "list.parquet")
@@ -209,7 +207,7 @@ def test_verify_looks_at_references_too(mixed: dict, tmp_path: Path) -> None:
 
 def test_an_edit_that_joins_figures_encodes_its_shard_again_and_no_other(mixed: dict, tmp_path: Path) -> None:
     figures = tmp_path / "figures"
-    write_folder(figures, 2 * SPLIT, 0, 128, "small")
+    write_drawn_figures(figures, 2 * SPLIT, 0, 128, "small")
     values = merged(mixed, dataset={"base_dir": str(tmp_path)}, encode={"figures": str(figures)})
     assert encode.main(Config.model_validate(values)) == 0 and not store_of(values).has_edits
     shards = sorted((tmp_path / "store" / "figures").glob("*.parquet"))
