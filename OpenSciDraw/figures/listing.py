@@ -12,8 +12,8 @@ A source is one of
 - a .tar as WebDataset has them (or a folder of such): x.png with x.txt or x.json, one figure for each name up to its first dot;
 - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
   bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
-- 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of figures before
-  and after an edit, with instructions (drawn/edits.py; styles small, the default then, and house; mosaic, letters and repaint).
+- 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of
+  figures before and after an edit, with instructions (drawn/edits.py; styles small, the default then, house, mosaic, repaint).
 """
 
 from __future__ import annotations

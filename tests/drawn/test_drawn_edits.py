@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from OpenSciDraw.cli import main
-from OpenSciDraw.drawn.canvas import PALETTE
 from OpenSciDraw.drawn.edits import KINDS, DrawnEdit, draw_edit
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import list_figures, load_figure
@@ -108,25 +107,6 @@ def test_a_mosaic_stays_as_it_is_and_has_ink_in_every_square() -> None:
     assert ref.caption in {"Keep the picture as it is.", "Change nothing.", "Leave everything as it is.", "Copy the picture."}
 
 
-def test_letters_are_coloured_wherever_they_are_named_and_nowhere_else() -> None:
-    """At each cell's middle the label, around it the colour; cells of half a square at the edges are those of shifted grids."""
-    changed = 0
-    for index in range(12):
-        edit = draw_edit(5, index, "letters")
-        before, after = (np.asarray(side.image, dtype=int) for side in (edit.before, edit.after))
-        inside = np.zeros((128, 128), dtype=bool)
-        asked = {tuple(PALETTE[color][0]) for color in re.findall(r"' (\w+)", edit.instruction)}
-        for x0, y0, x1, y1 in edit.boxes:
-            inside[y0:y1, x0:x1] = True
-            assert tuple(after[y0, x0]) in asked and tuple(before[y0, x0]) != tuple(after[y0, x0])
-            ink = [(side[y0:y1, x0:x1].sum(2) < 300) for side in (before, after)]
-            assert (ink[0] == ink[1]).mean() > 0.95 and ink[0].any()
-        assert (before == after).all(axis=2)[~inside].all()
-        assert draw_edit(5, index, "letters").after.image.tobytes() == edit.after.image.tobytes()
-        changed += len(edit.boxes)
-    assert changed > 100
-
-
 def test_repainting_gives_two_or_more_shapes_other_colours_and_leaves_all_else() -> None:
     for index in range(12):
         edit = draw_edit(5, index, "repaint")
@@ -153,7 +133,7 @@ def test_a_source_of_edits_lists_pairs() -> None:
 
 @pytest.mark.parametrize(("source", "said"), [
     ("drawn:3:edit:size=256", "edits have 128 x 128 px"), ("drawn:3:edits", "Cannot read 'edits'"),
-    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic, letters, repaint"),
+    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic, repaint"),
 ])  # fmt: skip
 def test_a_source_of_edits_that_cannot_be_is_refused(source: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

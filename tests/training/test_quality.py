@@ -63,6 +63,15 @@ def test_the_shipped_weights_are_small_and_safe_and_load_in_two_seconds() -> Non
     assert float(done.stdout.split()[-1]) < 4.0  # 2 s on an idle machine; tests share theirs
 
 
+def test_labels_are_legible_through_the_vae_alone(config: Path, tmp_path: Path) -> None:
+    """What no drawing passes. On 300 figures labels .945, of one letter .959; before the decoder's own training .78 and .90."""
+    out = tmp_path / "rebuilt"
+    asked = ["--rebuilt", "--figures", "drawn:60:seed=77:style=small", "--metrics", "structure", "--out", str(out)]
+    assert main(["evaluate", str(config), *asked]) == 0
+    found = {name: item["value"] for name, item in json.loads((out / "evaluation.json").read_text())["metrics"].items()}
+    assert found["structure/labels"] >= 0.87 and found["structure/components"] >= 0.97, found
+
+
 def test_the_base_draws_unseen_prompts(config: Path, tmp_path: Path) -> None:
     start = time.perf_counter()
     found = scores(config, "drawn:24:seed=77:style=small", tmp_path / "base")
