@@ -230,10 +230,10 @@ def main(arguments: Namespace) -> int:
     if target.base is not None and target.kind != "run":
         raise UserError(f"--base is for a run's adapter, and {target.given} is no run.")
     settings = settings_of(target.config, _options(arguments), arguments.cfg_options)
-    if target.rebuilt and (target.config is None or target.base is not None or "held_out" in settings.metrics):
+    if target.rebuilt and (target.config is None or target.base is not None or target.ema or "held_out" in settings.metrics):
         raise UserError(
             f"--rebuilt measures the VAE of a config or run, without drawing (given: {target.given}): no folder of pictures, "
-            "neither with --base nor with the metric held_out."
+            "and without --base, --ema and the metric held_out."
         )
     if arguments.compare is not None and not (Path(arguments.compare).expanduser() / SUMMARY).is_file():
         find_target(arguments.compare, (), False)  # refused here, before anything is drawn
@@ -241,7 +241,8 @@ def main(arguments: Namespace) -> int:
     if arguments.compare is not None:
         summary["comparison"] = compare(arguments.compare, settings, evaluator, measured)
         write_json(evaluator.folder / SUMMARY, summary)
-    print(f"{target.given}: {summary['examples']} figures of {settings.figures}\n" if summary["examples"] else f"{target.given}\n")
+    what = f"{target.given}, figures rebuilt by its VAE" if target.rebuilt else target.given
+    print(f"{what}: {summary['examples']} figures of {settings.figures}\n" if summary["examples"] else f"{what}\n")
     print(table(summary))
     if summary["comparison"] is not None:
         print(f"\ndifference: this - other; other: {summary['comparison']['other']}; p: how likely, were both equally good")

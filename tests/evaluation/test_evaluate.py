@@ -554,6 +554,7 @@ def test_rebuilt_shows_the_figures_through_the_vae_and_draws_nothing(
     asked = ["evaluate", str(config), "--rebuilt", "--figures", "drawn:3:seed=9:style=small", "--out", str(tmp_path / "out")]
     assert main([*asked, "--metrics", "structure"]) == 0
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert "figures rebuilt by its VAE: 3 figures" in capsys.readouterr().out
     assert summary["weights"] == "vae" and summary["metrics"]["structure/components"]["value"] > 0.5
     model = Flux2Klein(ModelSource(BASE["pretrained_model_name_or_path"]), 64, torch.float32)
     model.load_vae()
