@@ -1,7 +1,7 @@
 """The embedded base model learns from rewards that are read from its own pictures: components, arrows and labels.
 
 Command:  scienceflow train configs/tiny/flux2klein_reward.py
-Cost:     one CPU core; a round of four steps (24 pictures drawn) takes 12 s of it with mixed_precision=bf16, where it has such instructions.
+Cost:     one CPU core; a round of four steps (24 pictures drawn) takes 12 s of it in bf16, where it has instructions for that.
 Result:   see docs/reward.md.
 """
 
