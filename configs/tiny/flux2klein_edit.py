@@ -3,7 +3,7 @@
 Command:  first flux2klein_edit_copy.py, whose weights this starts from, and whose mosaics are a fifth of what it sees
           C=configs/tiny/flux2klein_edit_copy.py
           scienceflow encode $C --cfg_options dataset.base_dir=runs/edit encode.figures=drawn:16000:seed=100:edit
-          scienceflow encode $C --cfg_options dataset.base_dir=runs/edit_repaint encode.figures=drawn:5000:seed=11:style=repaint:edit
+          scienceflow encode $C --cfg_options dataset.base_dir=runs/repaint encode.figures=drawn:5000:seed=11:style=repaint:edit
           scienceflow train configs/tiny/flux2klein_edit.py
           scienceflow evaluate runs/edit/train --ema --figures drawn:300:seed=7:edit
 Cost:     one CPU core with bf16 instructions: 20 min to encode, 100 min to train.
@@ -19,7 +19,7 @@ dataset = dict(
     base_dir="runs",
     sources=[
         dict(path="edit/store", share=0.55),
-        dict(path="edit_repaint/store", share=0.25),
+        dict(path="repaint/store", share=0.25),
         dict(path="edit_copy/store", share=0.2),
     ],
 )

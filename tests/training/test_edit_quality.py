@@ -35,7 +35,7 @@ def test_a_model_that_learned_to_copy_mosaics_soon_learns_edits(tmp_path: Path, 
             assert main(["encode", config]) == 0
             figures = ["encode.figures=drawn:480:seed=100:edit", f"dataset.base_dir={tmp_path / 'edit'}"]
             assert main(["encode", config, "--cfg_options", *figures]) == 0
-            figures = ["encode.figures=drawn:240:seed=11:style=repaint:edit", f"dataset.base_dir={tmp_path / 'edit_repaint'}"]
+            figures = ["encode.figures=drawn:240:seed=11:style=repaint:edit", f"dataset.base_dir={tmp_path / 'repaint'}"]
             assert main(["encode", config, "--cfg_options", *figures]) == 0
         assert main(["train", config]) == 0
         return held_out(tmp_path / name)
