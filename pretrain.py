@@ -49,7 +49,7 @@ def assemble() -> None:
     building = BASE.with_name(".base.tmp")
     shutil.rmtree(building, ignore_errors=True)
     shutil.copytree(embedded_folder(f"{NAME}_start"), building)
-    vae, file = trained("decoder", torch.float16), building / "vae" / "diffusion_pytorch_model.safetensors"
+    vae, file = trained("decoder_again", torch.float16), building / "vae" / "diffusion_pytorch_model.safetensors"
     save_file(vae, file, {"format": "pt"})  # as it will be read when the statistics are taken
     vae["bn.running_mean"], vae["bn.running_var"] = latent_statistics(building)
     save_file(vae, file, {"format": "pt"})
@@ -94,7 +94,7 @@ def main() -> None:
     if parser.parse_args().ship:
         return ship()
     seconds: dict[str, float] = {}
-    for name in ("vae", "decoder", "text"):
+    for name in ("vae", "decoder", "decoder_again", "text"):
         start = time.perf_counter()
         run("train", f"configs/tiny/pretrain_{name}.py")
         seconds[name] = time.perf_counter() - start

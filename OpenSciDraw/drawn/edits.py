@@ -187,10 +187,9 @@ def _bar(rng: random.Random, bars: Bars, style: str) -> Change | None:
 
 _CHANGES: dict[str, Callable[[random.Random, Any, str], Change | None]] = {
     "recolour": _recolour, "relabel": _relabel, "reshape": _reshape, "add": _add, "remove": _remove, "move": _move, "swap": _swap,
-    "reverse": _reverse, "redirect": _redirect, "bar": _bar,
+    "reverse": _reverse, "redirect": _redirect, "bar": _bar, "repaint": _repaint,
 }  # fmt: skip
-KINDS = tuple(_CHANGES)
-_CHANGES["repaint"] = _repaint  # of the style "repaint" alone
+KINDS = tuple(kind for kind in _CHANGES if kind != "repaint")  # which is of the style "repaint" alone
 
 
 def _with(scene: Scene, place: int, look: Look) -> Scene:

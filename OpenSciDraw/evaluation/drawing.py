@@ -23,7 +23,7 @@ from OpenSciDraw.figures.decode import RejectedFigure
 from OpenSciDraw.figures.fitting import pixels_of, to_model_range
 from OpenSciDraw.flow import keyed_generator
 from OpenSciDraw.inference.export import Trained
-from OpenSciDraw.inference.pictures import encode_prompt
+from OpenSciDraw.inference.pictures import decoded, encode_prompt
 from OpenSciDraw.models.base import FigureModel, build_model
 from OpenSciDraw.models.fingerprints import fingerprint
 from OpenSciDraw.utils.files import unfinished, unfinished_mark
@@ -240,14 +240,18 @@ class Rebuilder(Artist):
         return {"model": self.config.pretrained_model_name_or_path, "rebuilt by": fingerprint(self.model.component_files("vae"))}
 
     def load(self, prompts: Iterable[str], examples: Iterable[Example] = ()) -> None:
+        if self.model.trained_part != "transformer":
+            raise UserError(
+                f"--rebuilt measures the VAE that a model draws with, and this config trains the {self.model.trained_part} of one. "
+                "Put what it trained into a model folder, and evaluate a config of that."
+            )
         self.model.load_vae()
 
     @torch.no_grad()
     def draw(self, batch: DrawingBatch, sampler: Sampler) -> list[Any]:
         pixels = torch.stack([self._pixels(example, batch) for example in batch.examples])
-        rebuilt = self.model.decode(self.model.normalize(self.model.encode_images(pixels.to(self.model.device)))).float()
-        values = (rebuilt / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(value) for value in values]
+        latents = self.model.normalize(self.model.encode_images(pixels.to(self.model.device)))
+        return [Image.fromarray(picture) for picture in decoded(self.model, latents)]
 
     @staticmethod
     def _pixels(example: Example, batch: DrawingBatch) -> Tensor:

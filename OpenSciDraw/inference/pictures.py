@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +78,14 @@ def encode_prompt(model: FigureModel, prompt: str, images: Sequence[Image.Image]
     if not images:
         return model.encode_prompts([prompt])[0].cpu()
     return model.encode_instructions([prompt], [[to_model_range(pixels_of(image)) for image in images]])[0].cpu()
+
+
+@torch.no_grad()
+def decoded(model: FigureModel, latents: Tensor) -> np.ndarray:
+    """Pictures (N, H, W, 3) uint8 of normalised latents, rounded as the pipelines do it; the VAE must be loaded."""
+    with torch.autocast(model.device.type, enabled=False):
+        pixels = model.decode(latents).float()
+    return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:

@@ -22,7 +22,7 @@ from OpenSciDraw import flow
 from OpenSciDraw.config import Config
 from OpenSciDraw.datasets.batch import Batch, Drawn
 from OpenSciDraw.errors import UserError
-from OpenSciDraw.inference.pictures import draw_guidance
+from OpenSciDraw.inference.pictures import decoded, draw_guidance
 from OpenSciDraw.inference.sample import sample_normalized
 from OpenSciDraw.models.base import FigureModel
 from OpenSciDraw.train_iteration_funcs.reward import picture_ids
@@ -114,19 +114,13 @@ class Rounds:
             latents = sample_normalized(model, text, negative, noise[chosen], steps, guidance).float()
             if len(part):
                 clean.append(latents)
-                pictures.append(self._decoded(latents))
+                pictures.append(decoded(model, latents))
         if not settings.include_figure:
             return torch.cat(clean), np.concatenate(pictures)
         figures = self._figures(batch)
         both = zip(torch.cat(clean).split(drawn), figures.split(1), strict=True)
-        shown = zip(np.split(np.concatenate(pictures), len(figures)), np.split(self._decoded(figures), len(figures)), strict=True)
+        shown = zip(np.split(np.concatenate(pictures), len(figures)), np.split(decoded(model, figures), len(figures)), strict=True)
         return torch.cat([part for pair in both for part in pair]), np.concatenate([part for pair in shown for part in pair])
-
-    def _decoded(self, latents: Tensor) -> np.ndarray:
-        """Pictures (N, H, W, 3) uint8 of normalised latents, rounded as the pipelines do it."""
-        with torch.autocast(self.model.device.type, enabled=False):
-            pixels = self.model.decode(latents).float()
-        return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def _figures(self, batch: Batch) -> Tensor:
         """The data's own figures, (B, Cn, hn, wn) normalised latents."""

@@ -578,6 +578,9 @@ def test_a_config_that_trains_a_part_of_a_model_says_that_it_draws_nothing(
     config = REPO / "configs" / "tiny" / "pretrain_vae.py"
     assert main(["evaluate", str(config), "--figures", "drawn:1:style=small", "--out", str(tmp_path / "out")]) == 2
     assert "trains the vae of a model" in capsys.readouterr().err
+    rebuilt = ["--rebuilt", "--figures", "drawn:1:style=small", "--metrics", "structure", "--out", str(tmp_path / "other")]
+    assert main(["evaluate", str(config), *rebuilt]) == 2
+    assert "this config trains the vae of one" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_the_evaluation_with_an_error_that_names_it(
