@@ -99,7 +99,10 @@ def _main(path: str, options: Sequence[str]) -> int:
 
             MODELS.get(config.model_type)  # its classes of diffusers and transformers
 
-        code = train(Training(config))
+        run = Training(config)
+        run.signals.ends_process = True
+        code = train(run)
+        del run  # before the collection below
         gc.collect()  # sharded modules that outlive their process group made torch 2.13 abort at exit, once in ten
     return code
 

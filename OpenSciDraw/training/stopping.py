@@ -29,12 +29,12 @@ class StopSignals:
     """`with StopSignals() as signals`: `signals.number` is that of the first SIGTERM or SIGINT, 0 before.
 
     Where `interruptible` says so, the first one raises StopRequest. Another SIGTERM changes nothing; Ctrl-C again, two seconds
-    after the first or later, raises KeyboardInterrupt. Afterwards handlers are as they were: one that stayed would keep the
-    run, and all that it has on the GPU.
+    after the first or later, raises KeyboardInterrupt. Afterwards handlers are as they were; in a program that ends now
+    (`ends_process`) and was told to, both signals are ignored instead: one that is passed on late must not change its exit code.
     """
 
     def __init__(self) -> None:
-        self.number, self._since, self._interrupts = 0, 0.0, False
+        self.number, self._since, self._interrupts, self.ends_process = 0, 0.0, False, False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
@@ -64,7 +64,7 @@ class StopSignals:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.number and self.ends_process else handler)
 
 
 def _signal_when_parent_dies(number: int) -> None:

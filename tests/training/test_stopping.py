@@ -18,7 +18,7 @@ from conftest import REPO, merged, write_config
 
 from OpenSciDraw.training import checkpoint
 from OpenSciDraw.training.run import EXIT_PREEMPTED
-from OpenSciDraw.training.stopping import StopRequest, StopSignals
+from OpenSciDraw.training.stopping import AGAIN_SECONDS, StopRequest, StopSignals
 from OpenSciDraw.weights.files import list_checkpoints
 
 PROGRAM = str(REPO / "train_OpenSciDraw_loop.py")
@@ -88,9 +88,10 @@ def test_sigterm_with_data_workers_saves_and_leaves_nothing_running(whom: str, s
 def test_ctrl_c_which_the_whole_group_gets_saves_too(store_config: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     run = Started(tmp_path, store_config, [sys.executable, PROGRAM])
     run.wait_for(lambda: len(run.steps()) > 2)
-    os.killpg(run.process.pid, signal.SIGINT)
-    time.sleep(0.05)
-    os.killpg(run.process.pid, signal.SIGINT)  # a launcher passes it on a second time
+    end = time.monotonic() + AGAIN_SECONDS - 0.2
+    while run.process.poll() is None and time.monotonic() < end:  # a launcher passes it on a second time, whenever that is
+        os.killpg(run.process.pid, signal.SIGINT)
+        time.sleep(0.002)
     assert run.process.wait(timeout=60) == EXIT_PREEMPTED, run.log.read_text()
     run.assert_saved_and_gone()
 
@@ -180,6 +181,20 @@ def test_handlers_are_put_back_and_a_run_that_is_over_is_let_go() -> None:
         with signals.interruptible(False):
             pass
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_that_was_told_to_end_ends_with_its_own_code_however_late_it_is_told_again(number: int) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from OpenSciDraw.training.stopping import StopSignals\n"
+        "with StopSignals() as signals:\n"
+        "    signals.ends_process = True\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(75)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPO, check=False).returncode == EXIT_PREEMPTED
 
 
 def test_a_cut_last_line_of_the_metrics_takes_no_other_with_it(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
