@@ -147,8 +147,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
         "--seed", type=int, default=0, metavar="S", help="the same seed draws the same figures (default: 0)"
     )
     draw.add_argument("--size", type=_count, default=None, metavar="PX", help="longer side (default: 256; small and house: 128)")
-    styles = ("rich", "small", "house", "mixed", "mosaic", "repaint")
-    draw.add_argument("--style", choices=styles, help="default: rich, of edits small; edits: small, house, mosaic, repaint")
+    styles = ("rich", "small", "house", "mixed", "mosaic", "letters", "repaint")
+    draw.add_argument("--style", choices=styles, help="default: rich, of edits small; edits: all but rich and mixed")
     draw.add_argument("--edits", action="store_true", help="pairs before and after an edit, with instructions")
 
 

@@ -243,6 +243,9 @@ def _rewards(config: Config) -> list[Problem]:
     if not (settings.figures or data.figures or config.encode.figures):
         message = "what a picture should show is not known. Set it to the figures that the data were made of, e.g. 'drawn:2000'."
         found.append((("reward.figures", "dataset.figures", "encode.figures"), message))
+    if settings.figure_weight and not settings.include_figure:
+        message = f"{settings.figure_weight:g}, and no group has the data's own figure. Set include_figure, or figure_weight = 0."
+        found.append((("reward.figure_weight", "reward.include_figure"), message))
     if data.type in (GROUP_DATASET, MIXED_DATASET):
         message = f"'reward' draws pictures of prompts, and {data.type!r} has groups or edits. Choose another dataset."
         found.append((("dataset.type", "train_iteration_func_name"), message))

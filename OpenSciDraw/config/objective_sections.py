@@ -125,6 +125,9 @@ class RewardConfig(Section):
     include_figure: bool = key(
         False, "Reward", "The last picture of each group is the data's own figure: something to learn where all drawn ones fail."
     )
+    figure_weight: float = key(
+        0.0, "Reward", "Weight of that figure's flow-matching loss, of prompts whose pictures differ; needs include_figure.", ge=0
+    )
     draw_steps: int | None = key(None, "Reward", "Steps of a drawn picture; None = num_inference_steps.", "sampling steps", ge=1)
     draw_guidance: float | None = key(None, "Reward", "Guidance of a drawn picture; None = as in validation.", "factor", ge=0)
     draw_batch: int | None = key(None, "Reward", "Pictures drawn at once; None = a micro-step's.", "pictures", ge=1)

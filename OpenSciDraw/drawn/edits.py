@@ -2,9 +2,9 @@
 
 The figures are diagrams of the styles "small" and "house", and bar charts of "small". Both pictures of an edit are drawn from
 a description of the scene, element by element with random strokes of its own, so that what is not edited has the same pixels.
-Two styles are lessons for a model that has never edited (docs/edit.md). "mosaic" asks to change nothing: mosaic.py says what
-for. "repaint" gives two or more shapes of a small diagram other colours by their labels, so that what is to be learned, to find a
-label in the picture, decides many pixels.
+Three styles are lessons for a model that has never edited (docs/edit.md). "mosaic" asks to change nothing, "letters" to give cells
+other colours by their labels: mosaic.py and letters.py say what for. "repaint" gives two or more shapes of a small diagram other
+colours by their labels, so that what is to be learned, to find a label in the picture, decides many pixels.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 from OpenSciDraw.drawn import house, small
 from OpenSciDraw.drawn.canvas import Canvas, Node
 from OpenSciDraw.drawn.figure import DrawnFigure, truth_of
+from OpenSciDraw.drawn.letters import draw_letters
 from OpenSciDraw.drawn.mosaic import draw_mosaic
 from OpenSciDraw.drawn.pieces import a, listing
 from OpenSciDraw.errors import UserError
 
-STYLES = ("small", "house", "mosaic", "repaint")
+STYLES = ("small", "house", "mosaic", "letters", "repaint")
 _PLACES = {  # how an instruction names the places of a layout
     "row of two": ("on the left", "on the right"), "row of three": ("on the left", "in the middle", "on the right"),
     "column of two": ("at the top", "at the bottom"), "column of three": ("at the top", "in the middle", "at the bottom"),
@@ -206,8 +207,8 @@ def draw_edit(seed: int, index: int, style: str = "small") -> DrawnEdit:
     """Edit `index` of the sequence `seed`: a pure function of its arguments. Raises UserError for a style that cannot be edited."""
     if style not in STYLES:
         raise UserError(f"Figures of style {style!r} cannot be edited. Styles of edits: {', '.join(STYLES)}.")
-    if style == "mosaic":
-        return _mosaic(seed, index)
+    if style in ("mosaic", "letters"):
+        return _lesson(seed, index, style)
     key = f"edit:{style}:{seed}:{index}"
     rng = random.Random(key)
     name = f"drawn-edit-{style}-{seed}-{index:07d}"
@@ -224,12 +225,19 @@ def draw_edit(seed: int, index: int, style: str = "small") -> DrawnEdit:
     return DrawnEdit(name, kind, instruction, before, after, boxes)
 
 
-def _mosaic(seed: int, index: int) -> DrawnEdit:
-    name, (picture, said) = f"drawn-edit-mosaic-{seed}-{index:07d}", draw_mosaic(seed, index)
-    truth = {"kind": "mosaic", "width": small.SIDE, "height": small.SIDE, "components": [], "arrows": [], "labels": []}
-    about = {"kind": "keep", "instruction": said, "boxes": [], "kept": [], "before": truth}
-    before, after = DrawnFigure(f"{name}.source", picture, "", truth), DrawnFigure(name, picture, said, {**truth, "edit": about})
-    return DrawnEdit(name, "keep", said, before, after, ())
+def _lesson(seed: int, index: int, style: str) -> DrawnEdit:
+    """A mosaic, or cells with letters: pictures without components, arrows or labels that a metric knows."""
+    boxes: tuple[Box, ...] = ()
+    if style == "letters":
+        kind, (source, result, said, boxes) = "letters", draw_letters(seed, index)
+    else:
+        kind, (source, said) = "keep", draw_mosaic(seed, index)
+        result = source
+    name = f"drawn-edit-{style}-{seed}-{index:07d}"
+    truth = {"kind": style, "width": small.SIDE, "height": small.SIDE, "components": [], "arrows": [], "labels": []}
+    about = {"kind": kind, "instruction": said, "boxes": [list(box) for box in boxes], "kept": [], "before": truth}
+    before, after = DrawnFigure(f"{name}.source", source, "", truth), DrawnFigure(name, result, said, {**truth, "edit": about})
+    return DrawnEdit(name, kind, said, before, after, boxes)
 
 
 def _bars(rng: random.Random) -> Bars:

@@ -74,7 +74,7 @@ def draw_figure(
     Raises UserError for an unknown kind or style, or a size outside 96 to 4096 (small and house: other than 128).
     """
     if style not in STYLES:
-        raise UserError(f"Unknown style of drawn figure {style!r}. Known: {', '.join(STYLES)}; of edits also mosaic and repaint.")
+        raise UserError(f"Unknown figure style {style!r}. Known: {', '.join(STYLES)}; of edits also mosaic, letters, repaint.")
     if style == "mixed":
         style = random.Random(f"mixed:{seed}:{index}").choices(("small", "rich", "house"), (6, 1, 3))[0]
         width = height = size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,22 +86,28 @@ def draw(
     A batch that a GPU cannot hold is drawn in halves, unless not `may_halve`: ranks that share a model draw alike.
     """
     images = source_images(model, batch.examples[0])
-    try:
+
+    def once(part: slice) -> list[Any]:
         return model.sample(
-            pipe, rows, negative, width=batch.width, height=batch.height, steps=sampler.steps, guidance=sampler.guidance,
-            seeds=[sampler.noise_seed(example.id) for example in batch.examples], **({"images": images} if images else {}),
+            pipe, rows[part], negative, width=batch.width, height=batch.height, steps=sampler.steps, guidance=sampler.guidance,
+            seeds=[sampler.noise_seed(example.id) for example in batch.examples[part]], **({"images": images} if images else {}),
         )  # fmt: skip
+
+    return in_halves(once, slice(0, len(batch.examples)), may_halve)
+
+
+def in_halves(once: Callable[[slice], list[Any]], part: slice, may_halve: bool = True) -> list[Any]:
+    """What `once` makes of `part` of a batch, or of its halves, one after the other, where a GPU cannot hold the whole."""
+    count = part.stop - part.start
+    try:
+        return once(part)
     except torch.OutOfMemoryError:
-        if len(batch.examples) == 1 or not may_halve:
+        if count == 1 or not may_halve:
             raise
     torch.cuda.empty_cache()
-    half = len(batch.examples) // 2
-    _LOG.info("%d pictures at once do not fit into the GPU's memory: drawing %d", len(batch.examples), half)
-    pictures = []
-    for part in (slice(half), slice(half, None)):
-        smaller = DrawingBatch(batch.examples[part], batch.width, batch.height)
-        pictures += draw(model, pipe, smaller, rows[part], negative, sampler)
-    return pictures
+    middle = part.start + count // 2
+    _LOG.info("%d pictures at once do not fit into the GPU's memory: %d", count, count // 2)
+    return [*in_halves(once, slice(part.start, middle)), *in_halves(once, slice(middle, part.stop))]
 
 
 def source_images(model: FigureModel, example: Example) -> list[Any]:
@@ -250,8 +256,12 @@ class Rebuilder(Artist):
     @torch.no_grad()
     def draw(self, batch: DrawingBatch, sampler: Sampler) -> list[Any]:
         pixels = torch.stack([self._pixels(example, batch) for example in batch.examples])
-        latents = self.model.normalize(self.model.encode_images(pixels.to(self.model.device)))
-        return [Image.fromarray(picture) for picture in decoded(self.model, latents)]
+
+        def once(part: slice) -> list[Any]:
+            latents = self.model.normalize(self.model.encode_images(pixels[part].to(self.model.device)))
+            return [Image.fromarray(picture) for picture in decoded(self.model, latents)]
+
+        return in_halves(once, slice(0, len(pixels)))
 
     @staticmethod
     def _pixels(example: Example, batch: DrawingBatch) -> Tensor:

@@ -235,6 +235,9 @@ def main(arguments: Namespace) -> int:
             f"--rebuilt measures the VAE of a config or run, without drawing (given: {target.given}): no folder of pictures, "
             "and without --base, --ema and the metric held_out."
         )
+    of_drawing = [f"--{name}" for name in ("steps", "guidance", "seed") if getattr(arguments, name) is not None]
+    if target.rebuilt and of_drawing:
+        raise UserError(f"--rebuilt draws nothing, so {' and '.join(of_drawing)} would do nothing. Leave it out.")
     if arguments.compare is not None and not (Path(arguments.compare).expanduser() / SUMMARY).is_file():
         find_target(arguments.compare, (), False)  # refused here, before anything is drawn
     evaluator, measured, summary = evaluate(target, settings, Path(arguments.out).expanduser() if arguments.out else None)

@@ -13,7 +13,8 @@ A source is one of
 - a .jsonl or .csv list with the picture's path and its caption, or a .parquet or .arrow file, with the picture's
   bytes, {bytes, path} or path. Relative paths start at the list's folder and must stay inside it;
 - 'drawn:COUNT[:seed=S][:size=PIXELS][:style=STYLE][:edit]': figures that the program draws; with `edit`, pairs of
-  figures before and after an edit, with instructions (drawn/edits.py; styles small, the default then, house, mosaic, repaint).
+  figures before and after an edit, with instructions (drawn/edits.py; styles small, the default then, house, mosaic, letters
+  and repaint).
 """
 
 from __future__ import annotations

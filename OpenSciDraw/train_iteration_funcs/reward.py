@@ -8,11 +8,16 @@ those of its prompt. The policy v learns on the forward process of these picture
 
 At v = v_old its gradient is that of (2 r - 1) |v - (e - x)|^2: towards good pictures, away from bad ones, nothing at r = 1/2.
 With `adaptive_weight` errors are those of the clean latents, x_sigma - sigma v+ against x, and each picture's squared error is
-divided by its mean absolute error, without gradient. `pull` |v - v_start|^2 is added: it keeps the policy near the model that
-training began with.
+divided by its mean absolute error (with `shared_noise` by that of all its group), without gradient. `pull` |v - v_start|^2 is
+added: it keeps the policy near the model that training began with.
 
 With `shared_noise` e and sigma are the same for all pictures of a prompt, as in preference.py. Advantages of a group sum to 0, so
-what its pictures have in common then cancels in the gradient, and what tells good ones from bad ones is left.
+what its pictures have in common then cancels in the gradient, and what tells good ones from bad ones is left. That is why all are
+divided by one number: a picture that the model drew itself has a smaller error than a figure, and divided by its own it would weigh
+more, so that the model would mostly unlearn what it does right.
+
+`figure_weight` |v - (e - x)|^2 is added for the data's own figure x of each group that differs (`include_figure`): supervised
+training on what the model fails at, beside the comparison, in whose gradient there is no such part (advantages sum to 0).
 
 The paper draws without guidance. Drawn with guidance, v_old is not the velocity that the sampler followed; the gradient above
 stays what it is.
@@ -70,12 +75,15 @@ def reward_loss(model: FigureModel, batch: Batch, place: Place, config: Config, 
     if start is not None:
         moved["distance_to_start"] = distance = (velocity - start).pow(2).flatten(1).mean(1)
         errors = errors + settings.pull * distance
+    per_sample = (velocity - flow.velocity_target(clean, noise)).pow(2).flatten(1).mean(1)
+    if settings.figure_weight:
+        is_figure = (chosen % size == size - 1).to(device, non_blocking=True)
+        errors = errors + settings.figure_weight * is_figure * per_sample
     loss = share * (flow.loss_weight(sigma, config.weighting_scheme) * errors).sum() / len(names)
-    per_sample = (velocity - flow.velocity_target(clean, noise)).pow(2).flatten(1).mean(1).detach()
     by_policy = drawn.scores.unflatten(0, (-1, size))[:, : size - settings.include_figure].flatten(0, 1)
     distances = {name: share * part.detach() for name, part in moved.items()}
     means = _means(list(settings.metrics), by_policy, spread, distances, share, device)
-    return LossOutput(loss, per_sample, sigma, means)
+    return LossOutput(loss, per_sample.detach(), sigma, means)
 
 
 def picture_ids(prompts: list[str], size: int) -> list[str]:
@@ -136,7 +144,10 @@ def contrasted(
     for implied in (better, worse):
         if settings.adaptive_weight:
             error = (noisy - sigma.view(-1, 1, 1, 1) * implied - clean).flatten(1)
-            losses.append(error.pow(2).mean(1) / error.detach().abs().mean(1).clamp(min=_LEAST_ERROR))
+            mean = error.detach().abs().mean(1)
+            if settings.shared_noise:
+                mean = mean.view(-1, settings.group_size).mean(1).repeat_interleave(settings.group_size)
+            losses.append(error.pow(2).mean(1) / mean.clamp(min=_LEAST_ERROR))
         else:
             losses.append((implied - flow.velocity_target(clean, noise)).pow(2).flatten(1).mean(1))
     return (quality * losses[0] + (1 - quality) * losses[1]) / b

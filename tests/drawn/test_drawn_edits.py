@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from OpenSciDraw.cli import main
+from OpenSciDraw.drawn.canvas import PALETTE
 from OpenSciDraw.drawn.edits import KINDS, DrawnEdit, draw_edit
+from OpenSciDraw.drawn.small import COLORS
 from OpenSciDraw.errors import UserError
 from OpenSciDraw.figures.listing import list_figures, load_figure
 
@@ -120,6 +122,25 @@ def test_repainting_gives_two_or_more_shapes_other_colours_and_leaves_all_else()
         assert after["arrows"] == before["arrows"] and len(edit.boxes) == len(asked)
 
 
+def test_letters_get_the_colours_that_are_named_and_all_other_cells_stay() -> None:
+    """Cells that the instruction names have the named colour; the boxes are those cells, and no other pixel changes."""
+    few = 0
+    for index in range(24):
+        edit = draw_edit(5, index, "letters")
+        asked = dict(re.findall(r"'(\w+)' (\w+)", edit.instruction))
+        assert 1 <= len(asked) <= 2 and set(asked.values()) <= set(COLORS)
+        before, after = (np.asarray(figure.image).astype(int) for figure in (edit.before, edit.after))
+        inside = np.zeros(before.shape[:2], dtype=bool)
+        edges: set[tuple[int, ...]] = set()
+        for x0, y0, x1, y1 in edit.boxes:
+            inside[y0:y1, x0:x1] = True
+            edges |= {tuple(after[y0, x0].tolist()), tuple(after[y1 - 1, x1 - 1].tolist())}
+        assert (before == after).all(2)[~inside].all() and edges <= {PALETTE[color][1] for color in asked.values()}
+        assert len(edit.boxes) <= 64 and draw_edit(5, index, "letters").after.image.tobytes() == edit.after.image.tobytes()
+        few += asked.keys() <= set("AB")
+    assert few >= 2, "most pictures are of few letters"
+
+
 def test_a_source_of_edits_lists_pairs() -> None:
     refs, _ = list_figures("drawn:12:seed=5:edit")
     edit = draw_edit(5, 7)
@@ -133,7 +154,7 @@ def test_a_source_of_edits_lists_pairs() -> None:
 
 @pytest.mark.parametrize(("source", "said"), [
     ("drawn:3:edit:size=256", "edits have 128 x 128 px"), ("drawn:3:edits", "Cannot read 'edits'"),
-    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic, repaint"),
+    ("drawn:3:edit:style=rich", "cannot be edited. Styles of edits: small, house, mosaic, letters, repaint"),
 ])  # fmt: skip
 def test_a_source_of_edits_that_cannot_be_is_refused(source: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -567,9 +567,30 @@ def test_rebuilt_shows_the_figures_through_the_vae_and_draws_nothing(
         assert np.abs(there - (rebuilt / 2 + 0.5).clip(0, 1) * 255).max() <= 1
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"id": "p", "prompt": "a box", "width": 64, "height": 64, "truth": {"kind": "diagram"}}) + "\n")
-    for wrong, said in ((["--metrics", "held_out"], "without drawing"), (["--figures", str(prompts)], "a prompt without one")):
+    for wrong, said in (
+        (["--metrics", "held_out"], "without drawing"), (["--figures", str(prompts)], "a prompt without one"),
+        (["--steps", "4", "--seed", "0"], "--rebuilt draws nothing, so --steps and --seed would do nothing"),
+    ):  # fmt: skip
         assert main([*asked, "--metrics", "structure", *wrong, "--out", str(tmp_path / "other")]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_batch_that_a_gpu_cannot_hold_is_made_in_halves() -> None:
+    import torch
+
+    from OpenSciDraw.evaluation.drawing import in_halves
+
+    tried: list[int] = []
+
+    def once(part: slice) -> list[int]:
+        tried.append(part.stop - part.start)
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError
+        return list(range(7))[part]
+
+    assert in_halves(once, slice(0, 7)) == list(range(7)) and tried == [7, 3, 1, 2, 4, 2, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_halves(once, slice(0, 7), may_halve=False)
 
 
 def test_a_config_that_trains_a_part_of_a_model_says_that_it_draws_nothing(

@@ -62,28 +62,28 @@ def drawn_case(seed: int = 0) -> dict[str, Tensor]:
     return {**case, "sigma": sigma, "quality": quality, "noisy": flow.interpolate(case["clean"], case["noise"], sigma)}
 
 
-def by_hand(case: dict[str, Tensor], b: float, adaptive: bool) -> list[float]:
-    losses = []
-    for at in range(4):
-        v, old, x, e, noisy = (case[name][at].numpy() for name in ("velocity", "old", "clean", "noise", "noisy"))
-        sigma, r = case["sigma"][at].item(), case["quality"][at].item()
-        terms = []
-        for implied in ((1 - b) * old + b * v, (1 + b) * old - b * v):
-            if adaptive:
-                error = noisy - sigma * implied - x
-                terms.append((error**2).mean() / np.abs(error).mean())
-            else:
-                terms.append(((implied - (e - x)) ** 2).mean())
-        losses.append((r * terms[0] + (1 - r) * terms[1]) / b)
+def by_hand(case: dict[str, Tensor], b: float, adaptive: str) -> list[float]:
+    losses, size = [0.0] * 4, {"no": 1, "each": 1, "group": 2}[adaptive]
+    v, old, x, e, noisy = (case[name].numpy() for name in ("velocity", "old", "clean", "noise", "noisy"))
+    for sign in (1, -1):
+        implied = (1 - sign * b) * old + sign * b * v
+        for at in range(4):
+            errors = [noisy[i] - case["sigma"][i].item() * implied[i] - x[i] for i in range(4)]
+            group = range(at // size * size, (at // size + 1) * size)
+            term = (errors[at] ** 2).mean() / np.mean([np.abs(errors[i]).mean() for i in group])
+            if adaptive == "no":
+                term = ((implied[at] - (e[at] - x[at])) ** 2).mean()
+            r = case["quality"][at].item()
+            losses[at] += (r if sign > 0 else 1 - r) * term / b
     return losses
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", ["no", "each", "group"])
 @pytest.mark.parametrize("mixing", [0.1, 1.0])
-def test_the_loss_is_the_papers(mixing: float, adaptive: bool) -> None:
+def test_the_loss_is_the_papers_with_one_divisor_where_pictures_are_compared_at_one_noise(mixing: float, adaptive: str) -> None:
     case = drawn_case()
-    found = reward.contrasted(**case, settings=RewardConfig(mixing=mixing, adaptive_weight=adaptive))
-    np.testing.assert_allclose(found.numpy(), by_hand(case, mixing, adaptive), rtol=1e-12)
+    settings = RewardConfig(mixing=mixing, adaptive_weight=adaptive != "no", shared_noise=adaptive == "group", group_size=2)
+    np.testing.assert_allclose(reward.contrasted(**case, settings=settings).numpy(), by_hand(case, mixing, adaptive), rtol=1e-12)
 
 
 @pytest.mark.parametrize("mixing", [0.1, 1.0])
@@ -100,7 +100,7 @@ def test_where_the_policy_is_the_old_one_the_gradient_goes_to_good_pictures_and_
 def test_the_adaptive_weight_has_no_gradient() -> None:
     case = drawn_case()
     case["velocity"] = case["old"].clone().requires_grad_()
-    reward.contrasted(**case, settings=RewardConfig(mixing=1.0)).sum().backward()
+    reward.contrasted(**case, settings=RewardConfig(mixing=1.0, shared_noise=False)).sum().backward()
     error = case["noisy"] - case["sigma"].view(-1, 1, 1, 1) * case["old"] - case["clean"]
     of_one = -2 * case["sigma"].view(-1, 1, 1, 1) * error / 12 / error.abs().mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(case["velocity"].grad, (2 * case["quality"] - 1).view(-1, 1, 1, 1) * of_one)
@@ -223,7 +223,8 @@ def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
 ) -> None:
     """Three prompts of two pictures; those of the second score the same, so that it is left out, and counts in the mean."""
     values = merged(merged(store_config, **DRAWS), train_batch_size=3, model_output_dir=str(tmp_path))
-    values = merged(values, reward={"pull": 0.7, "include_figure": figure, "shared_noise": shared, "metrics": {"ink.dark": 1.0}})
+    settings = {"pull": 0.7, "include_figure": figure, "figure_weight": 0.3 * figure, "shared_noise": shared}
+    values = merged(values, reward={**settings, "metrics": {"ink.dark": 1.0}})
     run = Training(Config.model_validate(values))
     settings, model = run.config.reward, run.model
     torch.manual_seed(0)
@@ -242,7 +243,7 @@ def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
     of = batch.sample_ids if shared else names
     sigmas = drawn_sigma(of, place, run.config, clean.shape[-1] * clean.shape[-2], len(of)).repeat_interleave(6 // len(of))
     noise = flow.keyed_noise(7, 3, names, clean.shape[1:])
-    losses, distances = [], []
+    cases, losses, distances = [], [], []
     for at in (0, 1, 4, 5):
         text = model.collate_text([batch.text[at // 2]])
         sigma, x, e = sigmas[at : at + 1], clean[at : at + 1], noise[at : at + 1]
@@ -254,11 +255,13 @@ def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
             with model.as_reference():
                 start = model.velocity(noisy, sigma, text)
         good = 0.75 if scores[at] > 0.5 else 0.25  # one standard deviation up or down, limit 2
-        case = {"velocity": v, "old": old, "noisy": noisy, "clean": x, "noise": e}
-        case = {**{name: part.double() for name, part in case.items()}, "sigma": sigma.double(), "quality": torch.tensor([good])}
-        one = reward.contrasted(**case, settings=settings)
+        case = {"velocity": v, "old": old, "noisy": noisy, "clean": x, "noise": e, "sigma": sigma}
+        cases.append({**{name: part.double() for name, part in case.items()}, "quality": torch.tensor([good])})
         distances.append((v - start).pow(2).mean().item())
-        losses.append(one.item() + 0.7 * distances[-1])
+        supervised = (v - (e - x)).pow(2).mean().item() if figure and at % 2 else 0.0
+        losses.append(0.7 * distances[-1] + 0.3 * supervised)
+    together = {name: torch.cat([case[name] for case in cases]) for name in cases[0]}
+    losses += reward.contrasted(**together, settings=settings).tolist()  # held against the formula above
     assert found.loss.item() == pytest.approx(sum(losses) / 6, rel=1e-4)
     assert len(found.per_sample) == 4 and found.loss.requires_grad
     means = dict(zip(found.means.names, found.means.sums.T.tolist(), strict=True))
@@ -266,6 +269,22 @@ def test_the_objective_is_the_formula_over_pictures_that_are_run_one_by_one(
     assert means["reward_distance_to_start"] == pytest.approx([sum(distances), 4.0], rel=1e-4)
     drawn = scores[::2] if figure else scores
     assert means["reward_ink.dark"] == pytest.approx([drawn.sum().item(), len(drawn)])
+
+
+def test_a_picture_that_is_predicted_better_weighs_no_more_than_the_one_it_is_compared_with() -> None:
+    """The gradient of a group at one noise is that of what tells its pictures apart, also where their errors differ in size."""
+    case = {name: part[:2] for name, part in drawn_case().items()}
+    case["noise"], case["sigma"] = case["noise"][:1].expand(2, -1, -1, -1), torch.full((2,), 0.9, dtype=torch.float64)
+    case["noisy"] = flow.interpolate(case["clean"], case["noise"], case["sigma"])
+    target = case["noise"] - case["clean"]
+    case["old"] = target + torch.tensor([0.1, 1.0]).view(2, 1, 1, 1)  # a drawn one is predicted better than a figure
+    case["quality"] = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    case["velocity"] = case["old"].clone().requires_grad_()
+    reward.contrasted(**case, settings=RewardConfig(group_size=2)).sum().backward()
+    gradient = case["velocity"].grad
+    assert gradient is not None
+    apart = gradient.flatten(1).abs().mean(1)
+    assert apart[1] / apart[0] == pytest.approx(10.0)  # as their errors; divided by each its own it would be 1
 
 
 def test_what_the_pictures_of_a_prompt_have_in_common_cancels(store_config: dict, tmp_path: Path, fresh_accelerate: Any) -> None:
@@ -363,6 +382,7 @@ def test_a_run_stops_at_the_validation_that_is_worse_and_stops_again_when_it_is_
         ({"reward": {"metrics": {"ink.dark": 0.0}}}, "no score has a weight above 0"),
         ({"reward": {"metrics": {"inc.dark": 1.0}}}, "Unknown metric 'inc'"),
         ({"reward": {"watch": {"held_out_loss": 0.1}}}, "held_out_examples = 0 measures none"),
+        ({"reward": {"figure_weight": 0.5}}, "0.5, and no group has the data's own figure. Set include_figure"),
         ({"encode": {"figures": None}}, "what a picture should show is not known"),
         ({"pretrained_lora_ckpt_path": "x"}, "fuse_pretrained_lora = True"),
     ],
