@@ -1,9 +1,8 @@
 """Cells with a letter or word each, some of which get another colour: a lesson in finding in a picture what a text names.
 
-As an edit (drawn/edits.py, style "letters") "Make 'A' red." decides up to 64 cells of a picture, in a diagram a few tokens. What
-makes it learnable is that most pictures are of the first two or four letters of the alphabet alone: telling two letters apart by
-what the text names comes about within a hundred steps, and what was learned of these then extends to all 26. From pictures of all
-26 letters at once it did not come about in several hundred steps (docs/edit.md).
+As an edit (drawn/edits.py, style "letters") "Make 'A' red." decides up to 64 cells of a picture, in a diagram a few tokens. Pictures
+are of the first 2, 4, 8, 16 or 26 letters: two are told apart by what a text names within a hundred steps, and what was learned of
+them extends to the others; from pictures of any of 26 it did not come about (docs/edit.md).
 """
 
 from __future__ import annotations
