@@ -1,6 +1,6 @@
 """Cells with a letter or word each, some of which get another colour: a lesson in finding in a picture what a text names.
 
-As an edit (drawn/edits.py, style "letters") "Make 'A' red." decides up to 64 cells of a picture, in a diagram a few tokens. Pictures
+As an edit (drawn/edits.py, style "letters") "Make 'A' red." decides up to 64 cells of a picture, in a diagram a few. Pictures
 are of the first 2, 4, 8, 16 or 26 letters: two are told apart by what a text names within a hundred steps, and what was learned of
 them extends to the others; from pictures of any of 26 it did not come about (docs/edit.md).
 """
