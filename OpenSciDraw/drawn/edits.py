@@ -17,7 +17,7 @@ from typing import Any
 from OpenSciDraw.drawn import house, small
 from OpenSciDraw.drawn.canvas import Canvas, Node
 from OpenSciDraw.drawn.figure import DrawnFigure, truth_of
-from OpenSciDraw.drawn.letters import draw_letters
+from OpenSciDraw.drawn.letters import Box, draw_letters
 from OpenSciDraw.drawn.mosaic import draw_mosaic
 from OpenSciDraw.drawn.pieces import a, listing
 from OpenSciDraw.errors import UserError
@@ -74,10 +74,9 @@ class DrawnEdit:
     instruction: str
     before: DrawnFigure
     after: DrawnFigure
-    boxes: tuple[tuple[int, int, int, int], ...]
+    boxes: tuple[Box, ...]
 
 
-Box = tuple[int, int, int, int]
 Change = tuple[Any, Any, str]  # the scene before, the scene after, the instruction
 
 

@@ -9,13 +9,10 @@ Cost:     CPU cores with bf16 instructions: 20 min of one to encode, 61 min of t
 Result:   docs/edit.md.
 """
 
-_base_ = "flux2klein_edit_copy.py"
+_base_ = "flux2klein_edit_letters.py"
 
 pretrained_full_ckpt_path = "runs/edit_letters/train"
 dataset = dict(
-    _delete_=True,
-    type="MixedSources",
-    base_dir="runs",
     sources=[
         dict(path="edit/store", share=0.55),
         dict(path="letters/store", share=0.2),
@@ -27,9 +24,6 @@ dataset = dict(
 max_train_steps = 3000
 learning_rate = 9e-4
 lr_scheduler = "cosine"
-edit_loss_mode = "balanced"
-edit_loss_ratio = 0.5
-timestep_shift = 20.0
 
 validation_steps = 300
 evaluate = dict(figures="drawn:64:seed=9:edit", metrics=["edit", "structure"], batch_size=32)
