@@ -106,7 +106,7 @@ def in_halves(once: Callable[[slice], list[Any]], part: slice, may_halve: bool =
             raise
     torch.cuda.empty_cache()
     middle = part.start + count // 2
-    _LOG.info("%d pictures at once do not fit into the GPU's memory: %d", count, count // 2)
+    _LOG.info("%d pictures at once do not fit into the GPU's memory: now %d", count, count // 2)
     return [*in_halves(once, slice(part.start, middle)), *in_halves(once, slice(middle, part.stop))]
 
 
